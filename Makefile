@@ -1,0 +1,53 @@
+# Each target sets up what it needs; a second call starts at once.
+#   make demo                     the whole way on the corpus that the repository ships
+#   make small CORPUS=DIR         the same on NCBI's files below DIR, 12M parameters
+#   make test                     the tests;  make test-slow: with those over 20 seconds
+#   make lint                     ruff and pyright;  make golden: renew tests/golden
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+  $$p -c 'import ensurepip' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+RUNS ?= runs
+CPUS := $(shell nproc 2>/dev/null || echo 2)
+TESTS := $(VENV)/bin/python -m pytest -n $(CPUS) --dist worksteal
+
+export JAX_PLATFORMS ?= cpu
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: setup demo small test test-quick test-slow lint golden clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(VENV)/bin/pip check
+	touch $@
+
+demo: setup
+	$(VENV)/bin/python -m launch.local --config=configs/demo.py --corpus=data/sample --output=$(RUNS)/demo
+
+small: setup
+	@test -n "$(CORPUS)" || { echo "error: name the folder of NCBI's files: make small CORPUS=DIR"; exit 2; }
+	$(VENV)/bin/python -m launch.local --config=configs/small.py --corpus=$(CORPUS) --output=$(RUNS)/small
+
+test: setup
+	$(TESTS) -m "not slow"
+
+test-quick: setup
+	$(TESTS) -m "not slow" tests
+
+test-slow: setup
+	$(TESTS)
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+golden: setup
+	$(VENV)/bin/python -m pytest tests -m golden --renew
+
+clean:
+	rm -rf $(RUNS) .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,240 @@
+"""The settings of a run, as frozen dataclasses.
+
+A file in `configs/` gives every value; `build` turns it into an `Experiment`, the only place
+where names become objects. Below that line there are no strings to look up and no defaults.
+What a value does alone is checked here; what depends on devices is checked in `mesh.py`, and
+what depends on the corpus in `pipeline/loader.py`.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from biomedlm_jax.entry import UserError
+
+VOCABULARY_MULTIPLE = 128  # lanes of a TPU's matrix unit
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A GPT-2 decoder whose attention scores are also divided by layer index + 1."""
+
+    layers: int
+    width: int
+    heads: int
+    mlp: int
+    vocab: int  # tokens that exist; see padded_vocab for rows that are stored
+    context: int  # positions
+    dropout: float  # of embeddings, attention weights and both residual branches
+    init_std: float
+    layer_norm_epsilon: float
+    compute_dtype: Literal["bfloat16", "float32"]
+    remat: Literal["none", "named", "full"]
+    attention: Literal["auto", "reference"]
+
+    def __post_init__(self) -> None:
+        _positive(self, "model", "layers", "width", "heads", "mlp", "vocab", "context", "init_std")
+        if self.width % self.heads:
+            raise UserError(
+                f"config.model.width={self.width} does not split into config.model.heads="
+                f"{self.heads}; choose a multiple of {self.heads}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"config.model.dropout={self.dropout} is not in [0, 1)")
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the embedding on the device; those from `vocab` on are zero, masked in the
+        loss, and never leave through an export."""
+        return -(-self.vocab // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the published model, embedding tied, without vocabulary padding."""
+        d, f = self.width, self.mlp
+        block = (3 * d * d + 3 * d) + (d * d + d) + (2 * d * f + f + d) + 4 * d
+        return (self.vocab + self.context) * d + self.layers * block + 2 * d
+
+    @property
+    def flops_per_token(self) -> int:
+        """Of one training step, 6 N + 12 L d T: the PaLM convention (arXiv 2204.02311, app. B).
+        Attention counts in full though it is causal, recomputed work does not count."""
+        return 6 * self.parameters + 12 * self.layers * self.width * self.context
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    store: str  # folder written by `python -m data.tokenize`
+    batch: int  # sequences in a step, over all devices
+
+    def __post_init__(self) -> None:
+        _positive(self, "data", "batch")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """Devices along each mesh axis; one of them may be -1, which takes all that are left."""
+
+    data: int  # copies of the parameters
+    fsdp: int  # pieces in which a copy is stored; also splits the batch
+    model: int  # pieces in which a layer is computed
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            if size < 1 and size != -1:
+                raise UserError(f"config.mesh.{name}={size}; a positive number, or -1 for the rest")
+        if list(sizes.values()).count(-1) > 1:
+            raise UserError(f"config.mesh={sizes}: only one axis can be -1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW on every parameter after clipping by global norm; linear warm-up from 0, then cosine."""
+
+    peak_lr: float
+    warmup_steps: int
+    final_lr_fraction: float  # of peak_lr, reached at run.steps
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float  # multiplied by the learning rate, as in optax and PyTorch
+    clip_norm: float
+
+    def __post_init__(self) -> None:
+        _positive(self, "optimizer", "peak_lr", "eps", "clip_norm")
+        for name in ("final_lr_fraction", "b1", "b2"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"config.optimizer.{name}={getattr(self, name)} is not in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Periods are in steps; each also falls due at the last step, and 0 means never."""
+
+    seed: int  # of the parameters, the data order and dropout
+    steps: int
+    log_every: int
+    eval_every: int
+    eval_batches: int  # of held-out text, the same each time
+    save_every: int
+    keep: int  # newest checkpoints that stay
+
+    def __post_init__(self) -> None:
+        _positive(self, "run", "steps", "log_every", "eval_batches", "keep")
+
+    def due(self, done: int, every: int) -> bool:
+        """Whether something of period `every` happens when `done` steps are done."""
+        return bool(every) and (done % every == 0 or done == self.steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    model: Model
+    data: Data
+    mesh: Mesh
+    optimizer: Optimizer
+    run: Run
+
+    def __post_init__(self) -> None:
+        if self.optimizer.warmup_steps >= self.run.steps:
+            raise UserError(
+                f"config.optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of "
+                f"config.run.steps={self.run.steps}; warm up for fewer steps"
+            )
+
+
+# A run may go on with other values of these: they do not change what is learned, beyond the
+# rounding of sums that another mesh or remat policy takes in another order.
+FREE_TO_CHANGE = (
+    "mesh.",
+    "data.store",
+    "model.remat",
+    "model.attention",
+    "run.log_every",
+    "run.eval_every",
+    "run.eval_batches",
+    "run.save_every",
+    "run.keep",
+)
+
+
+T = typing.TypeVar("T")
+
+
+def build(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
+    """An instance of dataclass `cls` from the mapping of its fields, nested ones included.
+
+    Raises:
+      UserError: a name that is no field (with the nearest that are), one that is missing, a
+        value of another type, or what the dataclass itself refuses.
+    """
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        _known(name, hints, path)
+    if missing := [name for name in hints if name not in values]:
+        raise UserError(f"{path} lacks {', '.join(missing)}; every setting is given in the file")
+    return cls(**{k: _typed(hint, values[k], f"{path}.{k}") for k, hint in hints.items()})
+
+
+def check_overrides(arguments: list[str]) -> None:
+    """Raises UserError where an argument `--config.section.name=value` names no setting."""
+    for argument in arguments:
+        if not argument.startswith("--config."):
+            continue
+        path, hint = "config", Experiment
+        for name in argument.partition("=")[0].removeprefix("--config.").split("."):
+            hints = typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
+            _known(name, hints, path)
+            path, hint = f"{path}.{name}", hints[name]
+
+
+def _known(name: str, hints: dict[str, Any], path: str) -> None:
+    if name not in hints:
+        near = difflib.get_close_matches(name, hints, n=2, cutoff=0.4) or list(hints)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"{path}.{name} is no setting{meant}")
+
+
+def _typed(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{path}={value!r} is not a section of settings")
+        return build(typing.cast(type, hint), value, path)
+    if typing.get_origin(hint) is Literal:
+        if value not in (allowed := typing.get_args(hint)):
+            raise UserError(f"{path}={value!r}; allowed are {', '.join(map(repr, allowed))}")
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{path}={value!r} is not of type {hint.__name__}")
+    return value
+
+
+def _positive(section: Any, path: str, *names: str) -> None:
+    for name in names:
+        if getattr(section, name) <= 0:
+            raise UserError(f"config.{path}.{name}={getattr(section, name)} is not positive")
+
+
+def flat(experiment: Experiment) -> dict[str, Any]:
+    """{"model.layers": 32, ...}"""
+    sections = dataclasses.asdict(experiment)
+    return {f"{s}.{name}": v for s, fields in sections.items() for name, v in fields.items()}
+
+
+def differences(ours: Experiment, theirs: Experiment) -> list[str]:
+    """The settings that would change what a run learns, with both values."""
+    a, b = flat(ours), flat(theirs)
+    return [
+        f"config.{name}: {b[name]!r} before, {a[name]!r} now"
+        for name in a
+        if a[name] != b[name] and not name.startswith(FREE_TO_CHANGE)
+    ]

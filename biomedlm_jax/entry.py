@@ -1,0 +1,68 @@
+"""What every command line of the project shares: errors made for the person at the
+keyboard, and outputs that appear whole or not at all. Nothing here imports JAX."""
+
+import contextlib
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from absl import app
+
+
+class UserError(ValueError):
+    """A mistake that the user can repair. The message names the setting, what was found,
+    what is allowed, and what to do; it is printed without a traceback."""
+
+
+def run(main: Callable[[], None], check: Callable[[list[str]], None] | None = None) -> None:
+    """Runs `main` after absl has parsed the flags.
+
+    A UserError, or what the operating system reports (disk full, no permission), becomes one line
+    and exit code 2. Anything else is a bug and keeps its traceback.
+
+    check: called with the arguments before absl parses them, for messages better than absl's.
+    """
+
+    def guarded(argv: list[str]) -> None:
+        logging.getLogger("jax").setLevel(logging.WARNING)  # it tells of every backend not there
+        with reported():
+            if len(argv) > 1:
+                raise UserError(f"unexpected {argv[1]!r}: settings are given as --name=value")
+            main()
+
+    if check:
+        with reported():
+            check(sys.argv[1:])
+    app.run(guarded)
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    try:
+        yield
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `path` only when the block ends without an error.
+
+    Until then it is `<path>.partial`, beside the final place so that the rename is atomic; what
+    an interrupted run left there is removed first, for it can hold nothing that was finished.
+
+    Raises:
+      UserError: `path` is there already and not an empty folder.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise UserError(f"--output={path} is not empty; name another folder or remove it first")
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if path.is_dir():
+        path.rmdir()
+    partial.rename(path)

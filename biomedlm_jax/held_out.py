@@ -1,0 +1,129 @@
+"""How well a model predicts text that it has never seen, in bits per byte.
+
+Bits per byte do not depend on the vocabulary, so models with different ones compare, and so does
+a compressor. `python -m biomedlm_jax.held_out --checkpoint=WORKDIR` scores the newest save of a
+run on the held-out documents of its store, beside what `xz -9e` makes of the same text.
+"""
+
+import dataclasses
+import itertools
+import lzma
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh, NamedSharding
+from tqdm import tqdm
+
+from biomedlm_jax import checkpoint, entry, step
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.config import Experiment
+from biomedlm_jax.entry import UserError
+from biomedlm_jax.layout import IN_USE, spec
+from biomedlm_jax.pipeline.loader import held_out
+from biomedlm_jax.pipeline.store import TokenStore
+from biomedlm_jax.pipeline.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    nats: float  # negative log-likelihood of all labels, those that end a document included
+    labels: int
+    bytes: int  # of UTF-8 that the labels stand for; the end of a document stands for none
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.labels
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / math.log(2) / self.bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{self.bits_per_byte:.3f} bits per byte, {self.loss:.4f} nats per token over "
+            f"{self.labels:,} tokens"
+        )
+
+
+def score(
+    experiment: Experiment,
+    mesh: Mesh,
+    evaluate: Callable,
+    params: dict,
+    store: TokenStore,
+    *,
+    batches: int | None = None,
+    progress: bool = False,
+) -> Score:
+    """The score of `params` on a split, or on its first `batches` batches.
+
+    evaluate: from `step.eval_step`.
+
+    Raises:
+      UserError: the split is empty.
+    """
+    if store.tokens < 2:
+        raise UserError(
+            f"config.data.store={store.path} has no held-out documents; build it with a larger "
+            "--heldout_per_mille, or set config.run.eval_every=0"
+        )
+    sharding = NamedSharding(mesh, spec("bt", IN_USE))
+    sizes = Vocabulary(store.vocabulary_path).token_bytes()
+    rows, length = experiment.data.batch, experiment.model.context
+    windows = itertools.islice(held_out(store, batch=rows, length=length), batches)
+    total = -(-(store.tokens - 1) // ((length - 1) * rows))
+    nats, labels, nbytes = 0.0, 0, 0
+    for tokens, real in tqdm(windows, total=total, desc="held out", disable=not progress):
+        nats += float(evaluate(params, *jax.device_put((tokens, real), sharding)))
+        labels += int(real.sum())
+        nbytes += int(sizes[tokens[:, 1:]][real].sum())
+    return Score(nats, labels, nbytes)
+
+
+def text(store: TokenStore) -> list[str]:
+    """The documents of a split, decoded."""
+    vocabulary = Vocabulary(store.vocabulary_path)
+    firsts = store.documents[:, 0]
+    ends = np.append(firsts[1:], store.tokens)
+    return [
+        vocabulary.decode(store.read(np.array([first]), int(end - first - 1))[0].tolist())
+        for first, end in zip(firsts, ends, strict=True)
+    ]
+
+
+def xz_bits_per_byte(documents: list[str]) -> float:
+    """Of `xz -9e` on all documents as one file, a newline between them, over their own bytes."""
+    joined = "\n".join(documents).encode()
+    packed = lzma.compress(joined, preset=9 | lzma.PRESET_EXTREME)
+    return 8 * len(packed) / sum(len(document.encode()) for document in documents)
+
+
+def main(workdir: Path) -> None:
+    experiment, params, done = checkpoint.load(workdir)
+    mesh = meshes.make(experiment)
+    store, train = (TokenStore(experiment.data.store, s) for s in ("heldout", "train"))
+    ids = [{tuple(row) for row in split.documents[:, 2:].tolist()} for split in (store, train)]
+    if shared := ids[0] & ids[1]:
+        raise UserError(f"{store.path} has {len(shared)} held-out documents in training too")
+    shardings = step.state_shardings(experiment, mesh).params
+    params = jax.device_put(params, shardings)
+    evaluate = step.eval_step(experiment, mesh)
+    model = score(experiment, mesh, evaluate, params, store, progress=True)
+    xz = xz_bits_per_byte(text(store))
+    print(
+        f"{len(store.documents):,} held-out documents, {model.bytes:,} bytes, none of them among "
+        f"the {len(train.documents):,} trained on\n"
+        f"  model at step {done:<8} {model.bits_per_byte:.3f} bits per byte "
+        f"({model.loss:.4f} nats per token)\n"
+        f"  xz -9e                 {xz:.3f} bits per byte"
+    )
+
+
+if __name__ == "__main__":
+    CHECKPOINT = flags.DEFINE_string("checkpoint", None, "the --workdir of a run", required=True)
+    entry.run(lambda: main(Path(CHECKPOINT.value)))

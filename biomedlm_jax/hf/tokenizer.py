@@ -1,0 +1,135 @@
+"""Our SentencePiece vocabulary as Hugging Face tokenizer files with the same ids for any text.
+
+Comes after `data/tokenizer.py`, which trains the vocabulary; `hf/save.py` puts the files beside
+the weights. They need neither SentencePiece nor torch where they are loaded.
+
+Why the ids agree: SentencePiece's BPE [1] joins, again and again, the neighbours whose join is
+the piece of the highest score, the leftmost of equals. Hugging Face's does the same with a list
+of pairs in order of rank. So the list has to hold the pairs that SentencePiece joins, and one
+pair for each piece is enough: when the neighbours x and y are joined, nothing before crossed an
+edge of xy, hence all steps inside it were those that xy takes when it stands alone, and those
+end in one pair. There is no pre-tokenizer: SentencePiece joins over the whole text.
+
+Two things remain to know. Both turn a space into U+2581, so that character of a text comes back
+as a space. And where a text holds the end-of-text marker literally, Hugging Face makes the marker
+of it, unless the tokenizer is loaded with split_special_tokens=True; SentencePiece never does.
+
+[1] https://github.com/google/sentencepiece/blob/v0.2.1/src/bpe_model.cc
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+
+from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+from biomedlm_jax.entry import UserError
+from biomedlm_jax.pipeline.vocabulary import END_OF_TEXT, Vocabulary
+
+# pyright: reportAttributeAccessIssue=false
+# protobuf makes the classes of sentencepiece_model_pb2 when it is imported.
+
+SPACE = "\u2581"  # what SentencePiece stores for a space
+Piece = sentencepiece_model.ModelProto.SentencePiece
+
+
+def convert(vocabulary: Path) -> Tokenizer:
+    """The tokenizer that gives the ids of the SentencePiece model in the file `vocabulary`.
+
+    Raises:
+      UserError: the file is no vocabulary of ours, or one with something that Hugging Face's BPE
+        cannot express; all such things are named.
+    """
+    proto = sentencepiece_model.ModelProto()
+    proto.ParseFromString(Vocabulary(vocabulary).path.read_bytes())
+    if refused := _refused(proto):
+        raise UserError(
+            f"{vocabulary} cannot become a Hugging Face tokenizer with the same ids: "
+            f"{'; '.join(refused)}; train it with `python -m data.tokenizer`"
+        )
+    ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+    # Ids of the bytes stand for characters that are no piece, so no token is ever unknown.
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=_merges(proto), byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    # Both libraries cut these out first, the longest at each place. `normalized` means: looked
+    # for after spaces were replaced, as SentencePiece does.
+    whole = [piece.piece for piece in proto.pieces if piece.type == Piece.USER_DEFINED]
+    tokenizer.add_tokens([AddedToken(piece, normalized=True, special=False) for piece in whole])
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
+    return tokenizer
+
+
+def write(tokenizer: Tokenizer, folder: Path, *, context: int) -> None:
+    """Writes what `AutoTokenizer.from_pretrained(folder)` reads: tokenizer.json and
+    tokenizer_config.json. As in GPT-2, bos and eos are one token, and nothing adds it.
+
+    context: tokens from which on transformers warns that a text is too long for the model.
+    """
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "model_max_length": context,
+        # By default some releases drop the space before a full stop when they decode, and give
+        # GPT-2 token types, which it adds to the text as if they were tokens.
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    text = json.dumps(settings, indent=2) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def _refused(proto: sentencepiece_model.ModelProto) -> list[str]:
+    """What of a SentencePiece model has no counterpart in the tokenizer that is built here."""
+    trainer, normalizer, pieces = proto.trainer_spec, proto.normalizer_spec, proto.pieces
+    types = Counter(piece.type for piece in pieces)
+    scores = Counter(_scores(proto).values())
+    single = {piece.piece for piece in pieces}
+    lost = {char for piece in _scores(proto) for char in piece} - single
+    refusals = {
+        "it is not of type BPE": trainer.model_type != sentencepiece_model.TrainerSpec.BPE,
+        "byte_fallback is off": not trainer.byte_fallback or types[Piece.BYTE] != 256,
+        "it normalizes text": normalizer.precompiled_charsmap
+        or proto.denormalizer_spec.precompiled_charsmap,
+        "add_dummy_prefix is on": normalizer.add_dummy_prefix,
+        "remove_extra_whitespaces is on": normalizer.remove_extra_whitespaces,
+        "escape_whitespaces is off": not normalizer.escape_whitespaces,
+        "it has control pieces beside the end of text": types[Piece.CONTROL] > 1,
+        "it has unused pieces": types[Piece.UNUSED],
+        "pieces share a score": any(count > 1 for count in scores.values()),
+        f"characters of longer pieces are no pieces: {sorted(lost)}": lost,
+    }
+    return [sentence for sentence, applies in refusals.items() if applies]
+
+
+def _merges(proto: sentencepiece_model.ModelProto) -> list[tuple[str, str]]:
+    """The pair that each piece is joined of, best score first."""
+    scores = _scores(proto)
+    pairs = (_last_pair(piece, scores) for piece in sorted(scores, key=scores.__getitem__)[::-1])
+    return [pair for pair in pairs if pair]
+
+
+def _scores(proto: sentencepiece_model.ModelProto) -> dict[str, float]:
+    """Of the pieces that are made by joining."""
+    normal = (piece for piece in proto.pieces if piece.type == Piece.NORMAL)
+    return {piece.piece: piece.score for piece in normal if len(piece.piece) > 1}
+
+
+def _last_pair(piece: str, scores: Mapping[str, float]) -> tuple[str, str] | None:
+    """The two parts that SentencePiece joins last in the text `piece`; None if it ends in more
+    than one token, for then no text has this piece."""
+    parts = list(piece)
+    while len(parts) > 2:
+        joins = [left + right for left, right in pairwise(parts)]
+        best = max(range(len(joins)), key=lambda i: (scores.get(joins[i], float("-inf")), -i))
+        if joins[best] not in scores:
+            return None
+        parts[best : best + 2] = [joins[best]]
+    return parts[0], parts[1]

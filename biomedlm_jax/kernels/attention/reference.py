@@ -1,0 +1,36 @@
+"""Causal attention in a few lines of jax.numpy: the definition that every kernel is held to."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from biomedlm_jax.kernels.dropout import Seed, fold, kept
+
+
+def attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    *,
+    scale: Float[Array, ""] | float,
+    segment_ids: Int[Array, "B T"] | None,
+    dropout_rate: float,
+    dropout_seed: Seed | None,
+    first_row: Int[Array, ""] | int,
+    first_head: Int[Array, ""] | int,
+) -> Float[Array, "B T N H"]:
+    """See `api.attention`. Scores and softmax are float32 [B, N, T, S]; products run in q's dtype."""
+    batch, length, heads, _ = q.shape
+    scores_BNTS = scale * jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=jnp.float32)
+    allowed_TS = jnp.tril(jnp.ones((length, length), bool))
+    if segment_ids is not None:
+        same_BNTS = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+        allowed_TS = allowed_TS & same_BNTS
+    weights_BNTS = jax.nn.softmax(jnp.where(allowed_TS, scores_BNTS, -jnp.inf), axis=-1)
+    if dropout_seed is not None and dropout_rate > 0:
+        rows = first_row + jnp.arange(batch)
+        seeds_BN = fold(fold(dropout_seed, rows)[:, None], first_head + jnp.arange(heads))
+        seeds_BNT = fold(seeds_BN[..., None], jnp.arange(length))
+        keep_BNTS = kept(seeds_BNT, length, dropout_rate)
+        weights_BNTS = jnp.where(keep_BNTS, weights_BNTS / (1 - dropout_rate), 0)
+    return jnp.einsum("bnts,bsnh->btnh", weights_BNTS.astype(v.dtype), v)

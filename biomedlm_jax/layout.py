@@ -1,0 +1,70 @@
+"""The alphabet: each tensor axis has one letter, and two tables say where a letter lives.
+
+  b batch         t position, query   s position, key
+  d width         f mlp width         e heads x head dim (attention's output, joined)
+  n heads         h head dim          q heads x (query, key, value) x head dim, joined
+  v vocabulary    l layers
+
+Mesh axes: `data` holds copies of the parameters, `fsdp` the pieces in which one copy is stored,
+`model` the pieces in which a layer is computed. The batch is split over `data` and `fsdp`. The
+whole step runs under one `jax.shard_map`, so the model sees per-device arrays: what it calls
+[B, T, F] has B / (data * fsdp) rows and F / model columns.
+"""
+
+import jax
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+Places = dict[str, tuple[str, ...]]
+
+# A kernel is stored in pieces of whole rows: TPU tiles are 8 x 128, and a width of 2560 split 16
+# times gives 160 rows, a multiple of 8, but 160 columns, not a multiple of 128.
+STORED: Places = {
+    "d": ("fsdp",),
+    "e": ("model", "fsdp"),
+    "f": ("model", "fsdp"),
+    "q": ("model",),
+    "v": ("model", "fsdp"),
+}
+IN_USE: Places = {
+    "b": ("data", "fsdp"),
+    "e": ("model",),
+    "f": ("model",),
+    "n": ("model",),
+    "q": ("model",),
+    "v": ("model",),
+}
+BATCH = IN_USE["b"]
+
+
+def spec(axes: str, places: Places) -> PartitionSpec:
+    """spec("fd", STORED) is P(("model", "fsdp"), None): the first letter that asks for a mesh
+    axis has it."""
+    free, parts = {"data", "fsdp", "model"}, []
+    for letter in axes:
+        mine = tuple(axis for axis in places.get(letter, ()) if axis in free)
+        free -= set(mine)
+        parts.append(mine or None)
+    return PartitionSpec(*parts)
+
+
+def stored_over(axes: str) -> tuple[str, ...]:
+    """The mesh axes that the pieces of a parameter are spread over."""
+    return tuple(axis for part in spec(axes, STORED) if part for axis in part)
+
+
+def parameter(axes: str, value: jax.Array) -> nnx.Param:
+    return nnx.Param(value, axes=axes)
+
+
+def in_use(param: nnx.Param, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """A stored parameter, brought together over `fsdp` for one use, in the dtype of that use.
+
+    The cast comes first, so bfloat16 travels, not float32. Its transpose is what one wants of a
+    gradient: a reduce-scatter that leaves each device the sum for the piece that it stores.
+    """
+    value = param[...].astype(dtype)
+    for axis, part in enumerate(spec(param.axes, STORED)):
+        if part and "fsdp" in part:
+            value = jax.lax.all_gather(value, "fsdp", axis=axis, tiled=True)
+    return value

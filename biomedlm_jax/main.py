@@ -1,0 +1,57 @@
+"""The command line: python -m biomedlm_jax.main --config=configs/<file>.py --workdir=DIR
+
+A setting is changed by --config.section.name=value. The same command again goes on where the run
+stopped. --validate_only checks every setting, prints what the run would be, and allocates nothing.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from biomedlm_jax import entry
+from biomedlm_jax.config import Experiment, build, check_overrides
+from biomedlm_jax.entry import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, metrics, settings")
+VALIDATE_ONLY = flags.DEFINE_bool("validate_only", False, "check and describe, do not train")
+
+
+def main() -> None:
+    if CONFIG.value is None:
+        raise UserError("--config is missing; for example --config=configs/demo.py")
+    experiment = build(Experiment, CONFIG.value.to_dict())
+    if VALIDATE_ONLY.value:
+        print(description(experiment))
+        return
+    if WORKDIR.value is None:
+        raise UserError("--workdir is missing; the run's checkpoints and metrics go there")
+    from biomedlm_jax.train import fit  # JAX starts here, after the settings were found good
+
+    fit(experiment, Path(WORKDIR.value))
+
+
+def description(experiment: Experiment) -> str:
+    """What a run would be, from its settings alone: no model, no data, no devices."""
+    from biomedlm_jax.optimizer import schedule
+
+    model, run, chosen = experiment.model, experiment.run, experiment.optimizer
+    rate = schedule(experiment)
+    warmup = chosen.warmup_steps
+    steps = [0, warmup // 2, warmup, run.steps // 3, run.steps // 2, run.steps]
+    batch = experiment.data.batch * model.context
+    lines = [
+        f"parameters      {model.parameters:,}",
+        f"stored on mesh  {model.padded_vocab - model.vocab} rows of padding besides, for a "
+        f"vocabulary of {model.vocab:,} padded to {model.padded_vocab:,}",
+        f"global batch    {batch:,} tokens ({experiment.data.batch:,} x {model.context:,})",
+        f"run             {run.steps:,} steps, {run.steps * batch:,} tokens",
+        f"flops           {model.flops_per_token:,} per token (6 N + 12 L d T)",
+        *(f"learning rate   {float(rate(step)):.5g} at step {step:,}" for step in steps),
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    entry.run(main, check_overrides)

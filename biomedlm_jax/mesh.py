@@ -1,0 +1,89 @@
+"""The device mesh, and whether a model and a batch divide over it."""
+
+import math
+
+import jax
+import numpy as np
+from jax.extend.backend import clear_backends
+from jax.sharding import AxisType
+
+from biomedlm_jax.config import Experiment
+from biomedlm_jax.config import Mesh as MeshConfig
+from biomedlm_jax.entry import UserError
+from biomedlm_jax.layout import BATCH, STORED
+
+
+def sizes(mesh: MeshConfig, devices: int) -> dict[str, int]:
+    """{"data": 1, "fsdp": 16, "model": 1} with -1 filled in.
+
+    Raises:
+      UserError: the axes do not multiply to `devices`.
+    """
+    given = {"data": mesh.data, "fsdp": mesh.fsdp, "model": mesh.model}
+    fixed = math.prod(size for size in given.values() if size != -1)
+    rest = devices // fixed
+    filled = {name: rest if size == -1 else size for name, size in given.items()}
+    if math.prod(filled.values()) != devices:
+        shown = " x ".join(f"config.mesh.{name}={size}" for name, size in given.items())
+        raise UserError(
+            f"{shown} does not give the {devices} devices that are here; the axes multiply to the "
+            "number of devices, and one of them can be -1 to take what is left"
+        )
+    return filled
+
+
+def check(experiment: Experiment, axes: dict[str, int]) -> None:
+    """Refuses what does not divide, naming what would.
+
+    Raises:
+      UserError: a tensor axis or the batch is no multiple of the mesh axes it is split over.
+    """
+    model, rows = experiment.model, experiment.data.batch
+    groups = math.prod(axes[name] for name in BATCH)
+    if rows % groups:
+        near = [rows // groups * groups or groups, (rows // groups + 1) * groups]
+        raise UserError(
+            f"config.data.batch={rows} does not split over config.mesh.data={axes['data']} x "
+            f"config.mesh.fsdp={axes['fsdp']} = {groups} groups of devices; "
+            f"{' or '.join(map(str, sorted(set(near))))} would"
+        )
+    split = {
+        "config.model.heads": (model.heads, ("model",)),
+        "config.model.width": (model.width, STORED["d"]),
+        "config.model.width, as heads x head dim,": (model.width, STORED["e"]),
+        "config.model.mlp": (model.mlp, STORED["f"]),
+        "config.model.vocab, padded to a multiple of 128,": (model.padded_vocab, STORED["v"]),
+    }
+    for setting, (size, names) in split.items():
+        pieces = math.prod(axes[name] for name in names)
+        if size % pieces:
+            shown = " x ".join(f"config.mesh.{name}={axes[name]}" for name in names)
+            fits = ", ".join(str(n) for n in range(1, pieces + 1) if size % n == 0)
+            raise UserError(
+                f"{setting} is {size}, which does not split over {shown} = {pieces}; "
+                f"{fits} would fit"
+            )
+
+
+def make(experiment: Experiment, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh of a run, checked. CPU devices are made up, so there are as many as are asked for.
+
+    Raises:
+      UserError: see `sizes` and `check`.
+    """
+    if devices is None:
+        devices = jax.devices()
+        given = (experiment.mesh.data, experiment.mesh.fsdp, experiment.mesh.model)
+        wanted = math.prod(given) if -1 not in given else len(devices)
+        if devices[0].platform == "cpu" and wanted > len(devices):
+            clear_backends()
+            jax.config.update("jax_num_cpu_devices", wanted)
+            devices = jax.devices()
+    axes = sizes(experiment.mesh, len(devices))
+    check(experiment, axes)
+    return jax.make_mesh(
+        tuple(axes.values()),
+        tuple(axes),
+        axis_types=(AxisType.Auto,) * len(axes),
+        devices=np.asarray(devices).tolist(),
+    )

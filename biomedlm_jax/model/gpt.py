@@ -1,0 +1,144 @@
+"""The BioMedLM decoder: GPT-2 with attention scores also divided by layer index + 1.
+
+Flax NNX declares the parameters here; JAX does everything else. `GPT` runs on the arrays of one
+device under `jax.shard_map` (see `layout`), and on whole arrays when the mesh is 1 x 1 x 1.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from biomedlm_jax.config import Model
+from biomedlm_jax.kernels.attention.api import attention
+from biomedlm_jax.kernels.dropout import Seed, dropout, fold
+from biomedlm_jax.layout import BATCH, IN_USE, STORED, in_use, parameter, spec
+from biomedlm_jax.model.layers import Embedding, LayerNorm, Linear
+
+# What the backward pass finds stored: everything, the operands of the costly products, or only
+# the residual stream between layers.
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "named": jax.checkpoint_policies.save_only_these_names("qkv", "attended", "middle", "up"),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Block(nnx.Module):
+    def __init__(self, model: Model, *, rngs: nnx.Rngs):
+        sizes, std = axis_sizes(model), model.init_std
+        residual_std = std / math.sqrt(2 * model.layers)  # GPT-2: 2 residual branches a layer
+        self.ln_1 = LayerNorm(model.width, epsilon=model.layer_norm_epsilon)
+        self.qkv = Linear("dq", sizes, std=std, rngs=rngs)
+        self.out = Linear("ed", sizes, std=residual_std, rngs=rngs)
+        self.ln_2 = LayerNorm(model.width, epsilon=model.layer_norm_epsilon)
+        self.up = Linear("df", sizes, std=std, rngs=rngs)
+        self.down = Linear("fd", sizes, std=residual_std, rngs=rngs)
+        self.model = model
+
+    def __call__(
+        self, x: Float[Array, "B T D"], layer: Int[Array, ""], seed: Seed | None
+    ) -> Float[Array, "B T D"]:
+        rate = self.model.dropout if seed is not None else 0.0
+        seeds = [None] * 3 if seed is None else [fold(fold(seed, layer), site) for site in range(3)]
+        row = jax.lax.axis_index(BATCH) * x.shape[0]
+
+        qkv = checkpoint_name(self.qkv(self.ln_1(x)), "qkv")
+        q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], -1, 3, self.model.head_dim), 3, 0)
+        attended = attention(
+            q,
+            k,
+            v,
+            scale=self.model.head_dim**-0.5 / (layer + 1).astype(jnp.float32),
+            dropout_rate=rate,
+            dropout_seed=seeds[0],
+            first_row=row,
+            first_head=jax.lax.axis_index(IN_USE["n"]) * q.shape[2],
+            impl=self.model.attention,
+        )
+        attended = checkpoint_name(attended.reshape(*x.shape[:2], -1), "attended")
+        x = x + dropout(self.out(attended), rate=rate, seed=seeds[1], first_row=row)
+        x = checkpoint_name(x, "middle")
+
+        up = checkpoint_name(self.up(self.ln_2(x)), "up")
+        down = self.down(jax.nn.gelu(up, approximate=True))
+        return x + dropout(down, rate=rate, seed=seeds[2], first_row=row)
+
+
+class GPT(nnx.Module):
+    def __init__(self, model: Model, *, rngs: nnx.Rngs):
+        sizes, std = axis_sizes(model), model.init_std
+        self.tokens = Embedding(sizes, vocab=model.vocab, std=std, rngs=rngs)
+        shape = (model.context, model.width)
+        self.positions = parameter("td", std * jax.random.normal(rngs.params(), shape))
+        self.blocks = stacked(model, rngs)
+        self.ln_f = LayerNorm(model.width, epsilon=model.layer_norm_epsilon)
+        self.model = model
+
+    def __call__(
+        self, tokens: Int[Array, "B T"], seed: Seed | None = None
+    ) -> Float[Array, "B T V"]:
+        """Float32 logits of the next token, for the tokens whose rows this device holds.
+
+        seed: of dropout; None switches it off.
+        """
+        x = self.tokens(tokens) + in_use(self.positions, jnp.float32)[: tokens.shape[1]]
+        rows = jax.lax.axis_index(BATCH) * x.shape[0]
+        embedding_seed = None if seed is None else fold(seed, self.model.layers)
+        x = dropout(x, rate=self.model.dropout, seed=embedding_seed, first_row=rows)
+
+        def layer(x, inputs):
+            block, index = inputs
+            return block(x, index, seed), None
+
+        layer = jax.checkpoint(layer, policy=REMAT[self.model.remat], prevent_cse=False)
+        inputs = (self.blocks, jnp.arange(self.model.layers))
+        x, _ = jax.lax.scan(layer, x.astype(self.model.compute_dtype), inputs)
+        return self.tokens.logits(self.ln_f(x))
+
+
+def axis_sizes(model: Model) -> dict[str, int]:
+    """Sizes of the letters of parameters, as in `layout`."""
+    d = model.width
+    return {"d": d, "e": d, "q": 3 * d, "f": model.mlp, "v": model.padded_vocab}
+
+
+def stacked(model: Model, rngs: nnx.Rngs) -> Block:
+    """All blocks as one, every parameter with a new first axis l."""
+
+    @nnx.split_rngs(splits=model.layers)
+    @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: None})
+    def build(rngs: nnx.Rngs) -> Block:
+        return Block(model, rngs=rngs)
+
+    return build(rngs)
+
+
+def init(model: Model, rng: jax.Array) -> dict:
+    """Parameters as a nested dict, such as params["blocks"]["qkv"]["kernel"] [L, D, Q]."""
+    return nnx.to_pure_dict(nnx.state(GPT(model, rngs=nnx.Rngs(params=rng)), nnx.Param))
+
+
+def graph(model: Model) -> nnx.GraphDef:
+    """The structure that `nnx.merge` puts parameters into."""
+    return nnx.graphdef(_abstract(model))
+
+
+def specs(model: Model) -> dict:
+    """How each parameter is stored: the tree of `init` with PartitionSpecs for leaves."""
+
+    def of(param: nnx.Param) -> PartitionSpec:
+        stacked_axes = param.get_value().ndim - len(param.axes)  # the layers, for those of a block
+        return PartitionSpec(*[None] * stacked_axes, *spec(param.axes, STORED))
+
+    state = nnx.state(_abstract(model), nnx.Param)
+    leaves = jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return nnx.to_pure_dict(leaves)
+
+
+def _abstract(model: Model) -> GPT:
+    return nnx.eval_shape(lambda: GPT(model, rngs=nnx.Rngs(params=0)))

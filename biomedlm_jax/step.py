@@ -1,0 +1,145 @@
+"""What runs on the devices: the state, how it starts, one update, one evaluation.
+
+Each is one program under one `jax.shard_map` over the whole mesh. Inside it every array is what
+one device holds, and the collectives stand where they happen: `layout.in_use` gathers a stored
+parameter (its transpose scatters the gradient), a product over a split axis is summed over
+`model`, and `gradients` below sums over the rest of the batch, once, in float32.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from biomedlm_jax.config import Experiment
+from biomedlm_jax.kernels.dropout import Seed, step_seed
+from biomedlm_jax.layout import BATCH, IN_USE, spec
+from biomedlm_jax.model import gpt
+from biomedlm_jax.objective import next_token
+from biomedlm_jax.optimizer import adamw, clip, global_norm, mesh_axes, schedule
+
+BATCH_SPEC = spec("bt", IN_USE)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    step: Int[Array, ""]  # updates done
+    params: dict
+    opt_state: optax.OptState
+
+
+def state_specs(experiment: Experiment) -> State:
+    """How the state is stored: AdamW's moments lie where their parameter lies."""
+    params, tx = gpt.specs(experiment.model), adamw(experiment)
+    shapes = jax.eval_shape(lambda: tx.init(gpt.init(experiment.model, jax.random.key(0))))
+    opt_state = optax.tree.map_params(
+        tx, lambda _, spec: spec, shapes, params, transform_non_params=lambda _: PartitionSpec()
+    )
+    return State(PartitionSpec(), params, opt_state)
+
+
+def state_shardings(experiment: Experiment, mesh: Mesh) -> State:
+    return jax.tree.map(lambda s: NamedSharding(mesh, s), state_specs(experiment))
+
+
+def init(experiment: Experiment) -> State:
+    """The state before the first step, the same on every mesh; call it under `jax.jit` with
+    `state_shardings` for out_shardings, and no host ever holds the whole model."""
+    params = gpt.init(experiment.model, jax.random.key(experiment.run.seed))
+    return State(jnp.int32(0), params, adamw(experiment).init(params))
+
+
+def train_step(experiment: Experiment, mesh: Mesh) -> Callable:
+    """Returns step(state, tokens [B, T]) -> (state, {loss, grad_norm, learning_rate}).
+
+    loss: mean over all B * (T - 1) labels of the batch, nats.
+    grad_norm: before clipping.
+    """
+    graph, specs, tx = gpt.graph(experiment.model), state_specs(experiment), adamw(experiment)
+    rate = schedule(experiment)
+
+    def step(state: State, tokens: Int[Array, "B T"]) -> tuple[State, dict]:
+        seed = step_seed(experiment.run.seed, state.step)
+        labels = math.prod(mesh.shape[axis] for axis in BATCH) * tokens[:, 1:].size
+
+        def mean_loss(params: dict) -> Float[Array, ""]:
+            return losses(experiment, graph, params, tokens, seed).sum() / labels
+
+        loss, grads = gradients(mean_loss, state.params, specs.params)
+        norm = global_norm(grads, specs.params)
+        grads = clip(grads, norm, experiment.optimizer)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate(state.step)}
+        return State(state.step + 1, params, opt_state), metrics
+
+    sharded = jax.shard_map(
+        step, mesh=mesh, in_specs=(specs, BATCH_SPEC), out_specs=(specs, PartitionSpec())
+    )
+    return jax.jit(sharded, donate_argnums=0)
+
+
+def eval_step(experiment: Experiment, mesh: Mesh) -> Callable:
+    """Returns evaluate(params, tokens [B, T], real [B, T - 1]) -> nats summed over real labels."""
+    graph = gpt.graph(experiment.model)
+
+    def evaluate(
+        params: dict, tokens: Int[Array, "B T"], real: Bool[Array, "B T-1"]
+    ) -> Float[Array, ""]:
+        nats = losses(experiment, graph, params, tokens, None)
+        return jax.lax.psum(jnp.where(real, nats, 0.0).sum(), BATCH)
+
+    in_specs = (gpt.specs(experiment.model), BATCH_SPEC, BATCH_SPEC)
+    return jax.jit(
+        jax.shard_map(evaluate, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec())
+    )
+
+
+def forward(experiment: Experiment, mesh: Mesh) -> Callable:
+    """Returns forward(params, tokens [B, T]) -> float32 logits [B, T, model.vocab], no dropout."""
+    graph = gpt.graph(experiment.model)
+
+    def local(params: dict, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+        return nnx.merge(graph, params)(tokens)
+
+    in_specs = (gpt.specs(experiment.model), BATCH_SPEC)
+    whole = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=spec("btv", IN_USE))
+    return jax.jit(lambda params, tokens: whole(params, tokens)[..., : experiment.model.vocab])
+
+
+def losses(
+    experiment: Experiment,
+    graph: nnx.GraphDef,
+    params: dict,
+    tokens: Int[Array, "B T"],
+    seed: Seed | None,
+) -> Float[Array, "B T-1"]:
+    """Nats of each label on this device's rows. Strict promotion: no float32 slips into bfloat16
+    work unseen."""
+    with jax.numpy_dtype_promotion("strict"):
+        logits = nnx.merge(graph, params)(tokens, seed)
+    return next_token(logits, tokens, vocab=experiment.model.vocab)
+
+
+def gradients(loss_fn: Callable, params: dict, specs: dict) -> tuple[Float[Array, ""], dict]:
+    """Loss and gradients of the whole batch, where `loss_fn` gives this device's share of it.
+
+    A parameter is marked as different on every device of the batch axes it is not stored over,
+    so that its gradient stays a device's own until it is summed here, once and in float32, and
+    not in every layer's backward pass.
+    """
+
+    def elsewhere(spec: PartitionSpec) -> tuple[str, ...]:
+        return tuple(axis for axis in BATCH if axis not in mesh_axes(spec))
+
+    own = jax.tree.map(lambda p, s: jax.lax.pcast(p, elsewhere(s), to="varying"), params, specs)
+    loss, grads = jax.value_and_grad(loss_fn)(own)
+    grads = jax.tree.map(lambda g, s: jax.lax.psum(g, elsewhere(s)), grads, specs)
+    return jax.lax.psum(loss, BATCH), grads

@@ -1,0 +1,110 @@
+"""The training loop, top to bottom."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from jax.sharding import NamedSharding
+
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax import step as steps
+from biomedlm_jax.checkpoint import Checkpoints
+from biomedlm_jax.config import Experiment
+from biomedlm_jax.entry import UserError
+from biomedlm_jax.held_out import Score, score
+from biomedlm_jax.metrics import Writer, plot
+from biomedlm_jax.pipeline.loader import Loader
+from biomedlm_jax.pipeline.store import TokenStore
+
+
+def fit(experiment: Experiment, workdir: Path) -> steps.State:
+    """Trains to run.steps, going on from the newest save in `workdir` if there is one.
+
+    Raises:
+      UserError: a setting that does not fit the corpus, the devices or the run in `workdir`, all
+        before the model exists; or a loss that is not finite.
+    """
+    run, model = experiment.run, experiment.model
+
+    # ---- Mesh and data: everything that can be refused is refused here ---------------------
+    mesh = meshes.make(experiment)
+    store = TokenStore(experiment.data.store, "train")
+    sharding = NamedSharding(mesh, steps.BATCH_SPEC)
+    loader = Loader(
+        store, batch=experiment.data.batch, length=model.context, seed=run.seed, sharding=sharding
+    )
+    saves = Checkpoints(workdir, experiment, store)
+
+    # ---- State: the newest save if there is one, else a fresh start ------------------------
+    state = saves.latest(mesh)
+    if state is None:
+        shardings = steps.state_shardings(experiment, mesh)
+        state = jax.jit(lambda: steps.init(experiment), out_shardings=shardings)()
+    first = int(state.step)
+    print(
+        f"{model.parameters:,} parameters on {dict(mesh.shape)} {jax.devices()[0].device_kind}; "
+        f"{loader.blocks:,} blocks of {model.context} tokens; from step {first} to {run.steps}",
+        flush=True,
+    )
+
+    # ---- Loop: the order evaluate, save, next batch, step is part of the contract ----------
+    train_step = steps.train_step(experiment, mesh)
+    evaluate = held_out_score(experiment, mesh) if run.eval_every else None
+    writer = Writer(workdir, experiment, first)
+    batches = loader.batches(first, run.steps)
+    pending = None  # the metrics of the last step are read while the next one is under way
+
+    for done in range(first, run.steps + 1):
+        if evaluate and run.due(done, run.eval_every):
+            report(writer, pending)
+            pending, found = None, evaluate(state.params)
+            writer.write(done, {"held_out_loss": found.loss, "bits_per_byte": found.bits_per_byte})
+            print(f"step {done}/{run.steps}  held out: {found}", flush=True)
+            writer.pause()
+        if done > first and run.due(done, run.save_every):
+            report(writer, pending)  # a state whose loss is not finite is never saved
+            pending = None
+            saves.save(state, done)
+        if done == run.steps:
+            break
+
+        batch = next(batches)  # after the save, so that a restart sees this batch too
+        state, metrics = train_step(state, batch)
+        report(writer, pending)
+        pending = (done + 1, metrics)
+
+    report(writer, pending)
+    saves.close()
+    writer.close()
+    plot(workdir)
+    return state
+
+
+def report(writer: Writer, pending: tuple[int, dict] | None) -> None:
+    """Stops a run whose loss is no longer a number, and writes the metrics when they are due.
+
+    Raises:
+      UserError: the loss is not finite.
+    """
+    if pending is None:
+        return
+    step, metrics = pending
+    if not math.isfinite(loss := float(metrics["loss"])):
+        raise UserError(
+            f"the loss is {loss} at step {step}; the newest checkpoint is from before. Look at the "
+            "data of this step, or lower config.optimizer.peak_lr"
+        )
+    if writer.experiment.run.due(step, writer.experiment.run.log_every):
+        writer.train(step, metrics)
+
+
+def held_out_score(experiment: Experiment, mesh: jax.sharding.Mesh) -> Callable[[dict], Score]:
+    """Returns evaluate(params) on the first run.eval_batches batches of held-out text."""
+    store = TokenStore(experiment.data.store, "heldout")
+    step = steps.eval_step(experiment, mesh)
+
+    def evaluate(params: dict) -> Score:
+        return score(experiment, mesh, step, params, store, batches=experiment.run.eval_batches)
+
+    return evaluate

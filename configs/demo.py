@@ -1,0 +1,50 @@
+"""A GPT small enough to learn the sample corpus on two CPU cores in about two minutes.
+
+Run:     make demo, or for this stage alone
+         python -m biomedlm_jax.main --config=configs/demo.py --workdir=runs/demo/run
+Model:   4 x 128, 4 heads
+Tokens:  TODO
+Expect:  TODO
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.model = dict(
+        layers=4,
+        width=128,
+        heads=4,
+        mlp=512,
+        vocab=2048,
+        context=128,
+        dropout=0.1,
+        init_std=0.02,
+        layer_norm_epsilon=1e-5,
+        compute_dtype="float32",
+        remat="none",
+        attention="auto",
+    )
+    config.data = dict(store="runs/demo/store", batch=32)
+    config.mesh = dict(data=2, fsdp=2, model=2)
+    config.optimizer = dict(
+        peak_lr=3e-3,
+        warmup_steps=50,
+        final_lr_fraction=0.1,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.1,
+        clip_norm=1.0,
+    )
+    config.run = dict(
+        seed=17,
+        steps=600,
+        log_every=20,
+        eval_every=200,
+        eval_batches=20,
+        save_every=200,
+        keep=2,
+    )
+    return config

@@ -1,0 +1,52 @@
+"""The 125M rung: the size of the authors' tokenizer ablation (arXiv 2403.18421, table 4).
+
+Run:     python -m biomedlm_jax.main --config=configs/pretrain_125m.py --workdir=DIR
+Model:   12 x 768, 12 heads: 108,034,560 parameters
+Tokens:  512 x 1024 x 100,000 steps = 52.4 billion
+Expect:  loss ln(28,896) + 768 x 0.02^2 / 2 = 10.43 at step 0
+
+Every number is the authors' (MosaicML benchmarks PR 4, `hf_configs/final` and its YAMLs; arXiv
+2403.18421, sections 2 and 3), but for the periods of logging and the mesh.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.model = dict(
+        layers=12,
+        width=768,
+        heads=12,
+        mlp=3072,
+        vocab=28_896,
+        context=1024,
+        dropout=0.1,
+        init_std=0.02,
+        layer_norm_epsilon=1e-5,
+        compute_dtype="bfloat16",
+        remat="named",
+        attention="auto",
+    )
+    config.data = dict(store="runs/pubmed/store", batch=512)
+    config.mesh = dict(data=-1, fsdp=1, model=1)
+    config.optimizer = dict(
+        peak_lr=6e-4,
+        warmup_steps=100,
+        final_lr_fraction=0.1,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.1,  # Composer's decoupled 6e-5 at this peak_lr; see optimizer.py
+        clip_norm=1.0,
+    )
+    config.run = dict(
+        seed=17,
+        steps=100_000,
+        log_every=10,
+        eval_every=5_000,
+        eval_batches=1_000,
+        save_every=5_000,
+        keep=3,
+    )
+    return config

@@ -1,0 +1,1 @@
+"""Offline: from the XML that NCBI publishes to a token store. Training never imports this."""

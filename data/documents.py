@@ -1,0 +1,135 @@
+"""The folder of documents that `parse.py` writes and `tokenizer.py` and `tokenize.py` read.
+
+    train.jsonl, heldout.jsonl   one document per line; heldout is never trained on
+    quarantine.jsonl             what could not be read: file, position, reason
+    manifest.json                the settings, counts of every stage, sizes and hashes
+
+`biomedlm_jax/pipeline/tasks.py` reads the lines for seqio; otherwise the format is known here only.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from biomedlm_jax.entry import UserError
+from data.markup import Unreadable
+
+SPLITS = ("train", "heldout")
+PREFIXES = {"abstract": "PMID", "full_text": "PMC"}  # of the ids, by source
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    id: str  # "PMID:123", "PMC:123"
+    source: str  # "abstract", "full_text"
+    year: int | None  # of publication
+    language: str  # three letters as in PubMed
+    licence: str
+    text: str
+
+
+def is_heldout(id: str, per_mille: int) -> bool:
+    """Whether a document is kept from training. It depends on nothing but the id, so that it never
+    moves when the corpus grows."""
+    digest = hashlib.blake2b(id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % 1000 < per_mille
+
+
+class Writer:
+    """Writes the folder; `close` finishes it."""
+
+    def __init__(self, folder: Path, heldout_per_mille: int) -> None:
+        self._folder = folder
+        self._heldout_per_mille = heldout_per_mille
+        self._splits = {name: _Split(folder / f"{name}.jsonl") for name in SPLITS}
+        self._quarantine = (folder / "quarantine.jsonl").open("wb")
+        self.quarantined = 0
+        self.first_quarantined: dict[str, str] | None = None
+
+    @property
+    def documents(self) -> int:
+        return sum(split.documents for split in self._splits.values())
+
+    def write(self, document: Document) -> None:
+        split = SPLITS[is_heldout(document.id, self._heldout_per_mille)]
+        self._splits[split].write(document)
+
+    def set_aside(self, file: str, what: Unreadable) -> None:
+        line = {"file": file, **dataclasses.asdict(what)}
+        self._quarantine.write(_line(line))
+        self.quarantined += 1
+        self.first_quarantined = self.first_quarantined or line
+
+    def close(self, **entries: Any) -> dict[str, Any]:
+        """Writes manifest.json, with `entries` at its head, and returns what it holds."""
+        self._quarantine.close()
+        splits = {name: split.close() for name, split in self._splits.items()}
+        manifest = {**entries, "quarantined": self.quarantined, "splits": splits}
+        text = json.dumps(manifest, indent=2) + "\n"
+        (self._folder / "manifest.json").write_text(text, encoding="utf-8")
+        return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """manifest.json of a folder of documents.
+
+    Raises:
+      UserError: `folder` is none.
+    """
+    file = folder / "manifest.json"
+    missing = [f for f in (file, *(folder / f"{s}.jsonl" for s in SPLITS)) if not f.is_file()]
+    if missing:
+        raise UserError(
+            f"--documents={folder} is no folder of documents: it has no {missing[0].name}; write "
+            "one with `python -m data.parse`"
+        )
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        for name in SPLITS:
+            manifest["splits"][name]["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} was not written by `python -m data.parse`: {error!r}") from error
+    return manifest
+
+
+def read(file: Path) -> Iterator[Document]:
+    """The documents of a .jsonl file, in its order."""
+    with file.open("rb") as lines:
+        for line in lines:
+            yield Document(**json.loads(line))
+
+
+def append(file: Any, document: Document) -> int:
+    """Writes a document to a binary file; returns the bytes of the line."""
+    return file.write(_line(dataclasses.asdict(document)))
+
+
+class _Split:
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._hash = hashlib.sha256()
+        self._sizes = {source: {"documents": 0, "bytes": 0} for source in PREFIXES}
+        self.documents = 0
+
+    def write(self, document: Document) -> None:
+        line = _line(dataclasses.asdict(document))
+        self._file.write(line)
+        self._hash.update(line)
+        self.documents += 1
+        size = self._sizes[document.source]
+        size["documents"] += 1
+        size["bytes"] += len(document.text.encode())
+
+    def close(self) -> dict[str, Any]:
+        self._file.close()
+        total = {
+            unit: sum(s[unit] for s in self._sizes.values()) for unit in ("documents", "bytes")
+        }
+        return {**total, "sources": self._sizes, "sha256": self._hash.hexdigest()}
+
+
+def _line(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,205 @@
+"""Full articles of PubMed Central in JATS, the XML of its open-access archives.
+
+An article becomes its title, abstract and body: section titles, paragraphs, list items, the
+captions of figures, and formulas where they are given as MathML. Left out are tables with their
+captions and notes, the figures themselves, supplementary files, footnotes, the bibliography,
+formulas that exist as TeX or as a picture only, and everything behind the body. The licence is
+read here too; whether it suffices is decided by OPEN_LICENCES.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+import lxml.etree as etree
+
+from data.markup import SAFELY, MarkupError, collapse, plain, tag
+
+ROOTS = ("article",)
+OPEN_LICENCES = ("CC-BY", "CC0/public domain")
+
+_LEFT_OUT = {
+    "table-wrap",
+    "table-wrap-group",
+    "table",
+    "table-wrap-foot",
+    "fn",
+    "fn-group",
+    "ref-list",
+    "supplementary-material",
+    "inline-supplementary-material",
+    "graphic",
+    "inline-graphic",
+    "media",
+    "tex-math",
+    "object-id",
+    "alt-text",
+    "long-desc",
+    "sec-meta",
+    "label",
+    "permissions",
+}
+# Elements that stand between paragraphs, even where the publisher put them into one.
+_BLOCKS = {
+    "sec",
+    "p",
+    "list",
+    "list-item",
+    "def-list",
+    "def-item",
+    "disp-quote",
+    "boxed-text",
+    "statement",
+    "fig",
+    "fig-group",
+    "floats-group",
+    "caption",
+    "verse-group",
+    "speech",
+}
+_FLOATS = {"fig", "fig-group", "boxed-text"}
+
+# JATS gives two letters and "en" where it gives none (a default of its DTD), PubMed gives three.
+_LANGUAGES = {"en": "eng", "es": "spa", "fr": "fre", "de": "ger", "pt": "por", "it": "ita"}
+_XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
+
+_CODE = re.compile(r"creativecommons\.org/(?:licen[sc]es?|publicdomain)/([a-z-]+)")
+_OPEN_CODES = {"by", "zero", "mark", "publicdomain"}
+_ATTRIBUTION = re.compile(r"creative commons (?:by )?attribution|\bcc[ -]by\b")
+# A mention of commerce or derivatives closes the licence unless it is one of the known phrases that
+# permit it: articles with a CC-BY link exist whose words forbid commercial use.
+_PERMITTED = re.compile(
+    r"even commercially|for commercial use, provided|other commercial organizations"
+)
+_FORBIDDEN = re.compile(r"commercial|not for profit|no.?deriv|share.?alike|\bnc\b|\bnd\b")
+
+
+@dataclasses.dataclass(frozen=True)
+class Article:
+    pmcid: int
+    pmid: int | None
+    year: int | None
+    language: str
+    licence: str
+    text: str  # paragraphs joined by empty lines; empty without abstract and body
+    retraction_notice: bool
+
+
+def read(source: bytes) -> Article:
+    """The article of a file.
+
+    Raises:
+      MarkupError: broken XML, another root element, no PMCID, an undefined entity.
+    """
+    try:
+        root = etree.fromstring(source, etree.XMLParser(**SAFELY))
+    except etree.XMLSyntaxError as error:
+        raise MarkupError(f"broken XML: {error.msg}") from error
+    if tag(root) not in ROOTS:
+        raise MarkupError(f"root element is {tag(root)}, not article")
+    meta = root.find("front/article-meta")
+    if meta is None:
+        raise MarkupError("no front/article-meta")
+    ids = {e.get("pub-id-type"): collapse(e.text or "") for e in meta.iterfind("article-id")}
+    pmcid = re.sub("^PMC", "", ids.get("pmcid") or ids.get("pmc") or "")
+    if not pmcid.isdigit():
+        raise MarkupError("no article-id of type pmc or pmcid")
+    pmid = ids.get("pmid", "")
+    language = (root.get(_XML_LANG) or "en").lower()
+    return Article(
+        pmcid=int(pmcid),
+        pmid=int(pmid) if pmid.isdigit() else None,
+        year=_year(meta),
+        language=_LANGUAGES.get(language, language),
+        licence=licence(meta.find("permissions")),
+        text=_text(root, meta),
+        retraction_notice=root.get("article-type") == "retraction",
+    )
+
+
+def licence(permissions: Any) -> str:
+    """The class of a licence, from all words and links of the article's <permissions>.
+
+    "CC-BY" and "CC0/public domain" (dedications and the public-domain mark) are open. Others are
+    the code of a closed Creative Commons licence ("CC-BY-NC"), "restricted in words" (calls itself
+    attribution or public domain, but speaks of commerce or derivatives) and "unknown".
+    """
+    if permissions is None:
+        return "unknown"
+    links = [value for e in permissions.iter() for value in e.attrib.values()]
+    words = " ".join([*permissions.itertext(), *links])
+    words = collapse(words).lower()
+    codes = set(_CODE.findall(words))
+    if closed := sorted(codes - _OPEN_CODES):
+        return "CC-" + max(closed, key=len).upper()
+    attribution = "by" in codes or _ATTRIBUTION.search(words)
+    if not (attribution or codes or "public domain" in words):
+        return "unknown"
+    if _FORBIDDEN.search(_PERMITTED.sub("", words)):
+        return "restricted in words"
+    return "CC-BY" if attribution else "CC0/public domain"
+
+
+def _year(meta: Any) -> int | None:
+    """Of the first publication; PMC's own release can be years later."""
+    dates = [d for d in meta.iterfind("pub-date") if d.get("pub-type") != "pmc-release"]
+    years = [int(y) for d in dates if (y := d.findtext("year")) and y.isdigit()]
+    return min(years, default=None)
+
+
+def _text(root: Any, meta: Any) -> str:
+    paragraphs: list[str] = []
+    for abstract in meta.iterfind("abstract"):
+        if abstract.get("abstract-type") in (None, "normal"):  # not summaries, teasers, pictures
+            _walk(abstract, paragraphs)
+    for part in ("body", "floats-group"):
+        if (element := root.find(part)) is not None:
+            _walk(element, paragraphs)
+    title = meta.find("title-group/article-title")
+    if paragraphs and title is not None and (heading := plain(title, _LEFT_OUT | {"xref"})):
+        paragraphs.insert(0, heading)
+    return "\n\n".join(paragraphs)
+
+
+def _walk(element: Any, paragraphs: list[str]) -> None:
+    """Appends the paragraphs of a container."""
+    for child in element:
+        if child.tag is etree.Entity or (name := tag(child)) in _LEFT_OUT:
+            continue
+        if name == "p":
+            _paragraph(child, paragraphs)
+        elif name == "def-item":
+            parts = (plain(e, _LEFT_OUT) for e in child)
+            _append(paragraphs, ": ".join(part for part in parts if part))
+        elif name in _BLOCKS:
+            _walk(child, paragraphs)
+        else:
+            _append(paragraphs, plain(child, _LEFT_OUT))
+
+
+def _paragraph(element: Any, paragraphs: list[str]) -> None:
+    """Appends a paragraph and the blocks inside it. A list splits it where it stands; a figure or
+    box comes after it, for its place is only where the typesetter anchored it."""
+    floats = [e for e in element if e.tag is not etree.Entity and tag(e) in _FLOATS]
+    inline = etree.Element("p")
+    inline.text = element.text
+    for child in list(element):
+        if child.tag is etree.Entity or tag(child) not in _BLOCKS:
+            inline.append(child)  # takes its tail along
+        elif child not in floats:
+            _append(paragraphs, plain(inline, _LEFT_OUT))
+            _walk(child, paragraphs)
+            inline = etree.Element("p")
+            inline.text = child.tail
+        elif len(inline):
+            inline[-1].tail = (inline[-1].tail or "") + (child.tail or "")
+        else:
+            inline.text = (inline.text or "") + (child.tail or "")
+    _append(paragraphs, plain(inline, _LEFT_OUT))
+    for block in floats:
+        _walk(block, paragraphs)
+
+
+def _append(paragraphs: list[str], text: str) -> None:
+    if text:
+        paragraphs.append(text)

@@ -1,0 +1,161 @@
+"""What all tests share: 8 CPU devices, the smallest experiment, a store of real form, shape checks.
+
+Warnings are errors (pyproject.toml). Shapes in signatures are checked at run time, here only.
+"""
+
+import dataclasses
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+CHECKED = [
+    "biomedlm_jax.model",
+    "biomedlm_jax.kernels.dropout",
+    "biomedlm_jax.kernels.attention.reference",  # api.py refuses wrong shapes itself
+    "biomedlm_jax.objective",
+    "biomedlm_jax.pipeline.loader",
+]
+hook = jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import sentencepiece  # noqa: E402
+from jax.sharding import NamedSharding  # noqa: E402
+
+from biomedlm_jax import config, mesh, step  # noqa: E402
+from biomedlm_jax.pipeline.store import StoreWriter  # noqa: E402
+
+hook.uninstall()
+jax.config.update("jax_num_cpu_devices", 8)
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+TINY = config.Experiment(
+    model=config.Model(
+        layers=2,
+        width=64,
+        heads=4,
+        mlp=256,
+        vocab=300,
+        context=32,
+        dropout=0.1,
+        init_std=0.02,
+        layer_norm_epsilon=1e-5,
+        compute_dtype="float32",
+        remat="none",
+        attention="auto",
+    ),
+    data=config.Data(store="", batch=8),
+    mesh=config.Mesh(data=1, fsdp=1, model=1),
+    optimizer=config.Optimizer(
+        peak_lr=3e-3,
+        warmup_steps=2,
+        final_lr_fraction=0.1,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.1,
+        clip_norm=1.0,
+    ),
+    run=config.Run(
+        seed=17, steps=10, log_every=1, eval_every=0, eval_batches=2, save_every=0, keep=2
+    ),
+)
+
+
+def changed(experiment: config.Experiment, **settings) -> config.Experiment:
+    """changed(TINY, model__layers=3): `experiment` with other settings."""
+    for name, value in settings.items():
+        section, field = name.split("__")
+        part = dataclasses.replace(getattr(experiment, section), **{field: value})
+        experiment = dataclasses.replace(experiment, **{section: part})
+    return experiment
+
+
+def on(experiment: config.Experiment, data: int, fsdp: int, model: int):
+    """`experiment` on data x fsdp x model of the 8 devices, and their mesh."""
+    experiment = dataclasses.replace(
+        experiment, mesh=config.Mesh(data=data, fsdp=fsdp, model=model)
+    )
+    return experiment, mesh.make(experiment, jax.devices()[: data * fsdp * model])
+
+
+def started(experiment: config.Experiment, on_mesh: jax.sharding.Mesh) -> step.State:
+    shardings = step.state_shardings(experiment, on_mesh)
+    return jax.jit(lambda: step.init(experiment), out_shardings=shardings)()
+
+
+def put(tokens: np.ndarray, on_mesh: jax.sharding.Mesh) -> jax.Array:
+    return jax.device_put(tokens, NamedSharding(on_mesh, step.BATCH_SPEC))
+
+
+def random_tokens(experiment: config.Experiment, seed: int = 0) -> np.ndarray:
+    shape = (experiment.data.batch, experiment.model.context)
+    return np.random.default_rng(seed).integers(0, experiment.model.vocab, shape, np.int32)
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory) -> Path:
+    """A SentencePiece model of 300 pieces over invented words."""
+    path = tmp_path_factory.mktemp("vocabulary") / "sentencepiece"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences(400, seed=0)),
+        model_prefix=str(path),
+        vocab_size=TINY.model.vocab,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        unk_id=0,
+        eos_id=1,
+        eos_piece="<|endoftext|>",
+        bos_id=-1,
+        pad_id=-1,
+        minloglevel=2,
+    )
+    return path.with_suffix(".model")
+
+
+@pytest.fixture(scope="session")
+def make_store(vocabulary, tmp_path_factory) -> Callable[..., Path]:
+    """make_store(documents=40, seed=0): a token store of that many training documents."""
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary))
+
+    def make(documents: int = 40, seed: int = 0) -> Path:
+        folder = tmp_path_factory.mktemp("store")
+        writer = StoreWriter(
+            folder, ["train", "heldout"], vocabulary=vocabulary, vocab_size=300, eos_id=1
+        )
+        for number in range(documents + 4):
+            split = "heldout" if number >= documents else "train"
+            text = " ".join(sentences(6, seed=1000 * seed + number))
+            tokens = np.array([*pieces.encode(text), 1])
+            writer.append(split, tokens, f"PMID:{number + 1}", "abstract", len(text.encode()))
+        writer.close(documents={}, versions={})
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def store(make_store) -> Path:
+    return make_store()
+
+
+def sentences(count: int, *, seed: int) -> list[str]:
+    """Invented sentences with something to learn: a word is often followed by the same one."""
+    draw = random.Random(seed)
+    syllables = ["ka", "ri", "to", "mel", "sin", "dor", "pa", "lu"]
+    words = ["".join(a + b) for a in syllables for b in syllables]
+    following = {word: random.Random(word).sample(words, 3) for word in words}
+    out = []
+    for _ in range(count):
+        sentence = [draw.choice(words)]
+        while len(sentence) < 12:
+            sentence.append(draw.choice(following[sentence[-1]]))
+        out.append(" ".join(sentence).capitalize() + ".")
+    return out

@@ -1,0 +1,97 @@
+"""Settings: what is refused, and how."""
+
+import dataclasses
+import importlib.util
+
+import pytest
+
+from biomedlm_jax.config import Experiment, Model, build, check_overrides, differences
+from biomedlm_jax.entry import UserError
+from tests.conftest import ROOT, TINY, changed
+
+VALUES = dataclasses.asdict(TINY)
+
+
+def config_file(path):
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module.get_config().to_dict()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_every_config_builds(path):
+    assert isinstance(build(Experiment, config_file(path)), Experiment)
+
+
+def test_build_is_the_inverse_of_asdict():
+    assert build(Experiment, VALUES) == TINY
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "message"),
+    [
+        ("model", "layer", 2, r"config\.model\.layer is no setting; did you mean layers"),
+        ("model", "layers", 2.5, r"config\.model\.layers=2.5 is not of type int"),
+        ("model", "layers", 0, r"config\.model\.layers=0 is not positive"),
+        ("model", "heads", 5, r"width=64 does not split into .*heads=5; choose a multiple of 5"),
+        ("model", "dropout", 1.0, r"config\.model\.dropout=1.0 is not in \[0, 1\)"),
+        ("model", "remat", "some", r"config\.model\.remat='some'; allowed are 'none', 'named'"),
+        ("mesh", "data", 0, r"config\.mesh\.data=0; a positive number, or -1"),
+        ("optimizer", "b2", 1.5, r"config\.optimizer\.b2=1.5 is not in \[0, 1\]"),
+        ("optimizer", "warmup_steps", 10, r"warmup_steps=10 leaves nothing of config\.run\.steps"),
+        ("run", "steps", True, r"config\.run\.steps=True is not of type int"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(section, name, value, message):
+    with pytest.raises(UserError, match=message):
+        build(Experiment, VALUES | {section: VALUES[section] | {name: value}})
+
+
+def test_only_one_mesh_axis_takes_the_rest():
+    with pytest.raises(UserError, match="only one axis can be -1"):
+        changed(TINY, mesh__data=-1, mesh__fsdp=1) and changed(
+            changed(TINY, mesh__data=-1), mesh__fsdp=-1
+        )
+
+
+def test_a_missing_setting_is_named():
+    model = {name: value for name, value in VALUES["model"].items() if name != "context"}
+    with pytest.raises(UserError, match=r"config\.model lacks context"):
+        build(Experiment, VALUES | {"model": model})
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.model.lairs=3", r"config\.model\.lairs is no setting; did you mean layers"),
+        ("--config.modle.layers=3", r"config\.modle is no setting; did you mean model"),
+        ("--config.model.layers.x=3", r"config\.model\.layers\.x is no setting"),
+    ],
+)
+def test_an_unknown_override_is_refused_with_the_nearest(argument, message):
+    with pytest.raises(UserError, match=message):
+        check_overrides(["--config=configs/demo.py", argument])
+
+
+def test_known_overrides_pass():
+    check_overrides(["--workdir=x", "--config.model.layers=3", "--config.run.seed", "1"])
+
+
+def test_differences_are_those_that_change_what_is_learned():
+    other = changed(TINY, model__dropout=0.2, mesh__fsdp=2, run__log_every=7, data__batch=16)
+    assert differences(other, TINY) == [
+        "config.model.dropout: 0.1 before, 0.2 now",
+        "config.data.batch: 8 before, 16 now",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("2p7b", 2_594_247_680), ("1b", 1_269_878_784), ("125m", 108_034_560)],
+)
+def test_published_sizes(name, parameters):
+    model = build(Experiment, config_file(ROOT / f"configs/pretrain_{name}.py")).model
+    assert isinstance(model, Model)
+    assert model.parameters == parameters
+    assert model.padded_vocab == 28_928

@@ -1,0 +1,118 @@
+"""One model on every mesh: the same losses, the same shapes, nothing large needed to know them."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from biomedlm_jax import step
+from biomedlm_jax.config import Experiment, build
+from biomedlm_jax.entry import UserError
+from biomedlm_jax.model import gpt
+from tests.conftest import ROOT, TINY, changed, on, put, random_tokens, started
+from tests.test_config import config_file
+
+MESHES = [(8, 1, 1), (1, 8, 1), (4, 1, 2), (1, 4, 2), (2, 1, 4), (1, 2, 4), (2, 2, 2)]
+
+
+def curve(experiment: Experiment, mesh: tuple[int, int, int], steps: int = 8) -> np.ndarray:
+    """[steps, (loss, norm of the gradient)]"""
+    experiment, devices = on(experiment, *mesh)
+    state, train_step = started(experiment, devices), step.train_step(experiment, devices)
+    found = []
+    for number in range(steps):
+        state, metrics = train_step(state, put(random_tokens(experiment, number), devices))
+        found.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+    assert int(state.step) == steps
+    return np.array(found)
+
+
+@pytest.fixture(scope="module")
+def one_device() -> np.ndarray:
+    return curve(TINY, (1, 1, 1))
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_losses_agree_on_every_mesh(mesh, one_device):
+    np.testing.assert_allclose(curve(TINY, mesh), one_device, rtol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["named", "full"])
+def test_losses_agree_under_every_remat_policy(remat, one_device):
+    np.testing.assert_allclose(curve(changed(TINY, model__remat=remat), (1, 1, 1)), one_device, rtol=1e-5)
+
+
+def test_bfloat16_follows_float32(one_device):
+    found = curve(changed(TINY, model__compute_dtype="bfloat16"), (1, 2, 2))
+    np.testing.assert_allclose(found[:, 0], one_device[:, 0], rtol=1e-3)
+    np.testing.assert_allclose(found[:, 1], one_device[:, 1], rtol=3e-2)
+    assert not np.array_equal(found, one_device)
+
+
+def test_dropout_acts_in_training_and_follows_the_seed(one_device):
+    without = curve(changed(TINY, model__dropout=0.0), (1, 1, 1), steps=1)
+    assert abs(without[0, 0] - one_device[0, 0]) > 1e-4
+    assert not np.array_equal(curve(changed(TINY, run__seed=18), (1, 1, 1), steps=1), one_device[:1])
+
+
+def test_published_model_without_memory():
+    """The 2.7B's state by shape alone: parameters, and what one of 256 devices stores of them."""
+    experiment = build(Experiment, config_file(ROOT / "configs/pretrain_2p7b.py"))
+    state = jax.eval_shape(lambda: step.init(experiment))
+    stored = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    padding = 32 * 2560
+    assert stored - padding == experiment.model.parameters == 2_594_247_680
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
+    mesh = jax.sharding.AbstractMesh((16, 16, 1), ("data", "fsdp", "model"))
+    shardings = step.state_shardings(experiment, mesh)
+    pieces = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)), state, shardings)
+    assert sum(jax.tree.leaves(pieces.params)) < 1.002 * stored / 16
+    assert sum(jax.tree.leaves(pieces.opt_state)) < 1.002 * 2 * stored / 16
+
+
+def test_parameter_shapes_are_a_contract():
+    shapes = jax.eval_shape(lambda: gpt.init(TINY.model, jax.random.key(0)))
+    flat, _ = jax.tree.flatten_with_path(shapes)
+    found = "".join(
+        f"{jax.tree_util.keystr(path, simple=True, separator='/'):<22} {leaf.shape}\n"
+        for path, leaf in flat
+    )
+    assert found == (ROOT / "tests/golden/parameters.txt").read_text()
+
+
+def test_init_is_the_published_one():
+    wide = changed(TINY, model__layers=8, model__width=256, model__mlp=1024)
+    params = jax.jit(lambda: gpt.init(wide.model, jax.random.key(0)))()
+    blocks = params["blocks"]
+    for kernel in (params["positions"], blocks["qkv"]["kernel"], blocks["up"]["kernel"]):
+        assert float(kernel.std()) == pytest.approx(0.02, rel=0.02)
+    for kernel in (blocks["out"]["kernel"], blocks["down"]["kernel"]):
+        assert float(kernel.std()) == pytest.approx(0.02 / math.sqrt(2 * 8), rel=0.02)
+        assert not np.array_equal(kernel[0], kernel[1])
+    for layer in ("qkv", "out", "up", "down", "ln_1", "ln_2"):
+        assert not np.asarray(blocks[layer]["bias"]).any()
+    assert (np.asarray(blocks["ln_1"]["scale"]) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("mesh", "settings", "message"),
+    [
+        ((3, 1, 2), {}, r"data\.batch=8 does not split over .*data=3 .* = 3 groups.*; 6 or 9 would"),
+        ((1, 1, 8), {}, r"model\.heads is 4, .*mesh\.model=8 = 8; 1, 2, 4 would fit"),
+        ((1, 5, 1), {"data__batch": 5}, r"model\.width is 64, .*mesh\.fsdp=5 = 5; 1, 2, 4 would"),
+        ((1, 3, 1), {"data__batch": 3, "model__width": 72}, r"mlp is 256, .* = 3; 1, 2 would fit"),
+        ((1, 1, 7), {"model__heads": 7, "model__width": 56, "model__mlp": 224}, r"vocab, padded"),
+    ],
+)
+def test_what_does_not_divide_is_refused_with_what_would(mesh, settings, message):
+    with pytest.raises(UserError, match=message):
+        on(changed(TINY, **settings), *mesh)
+
+
+def test_a_mesh_of_another_size_than_the_machine_is_refused():
+    from biomedlm_jax import mesh as meshes
+
+    with pytest.raises(UserError, match=r"fsdp=3 .* does not give the 8 devices"):
+        meshes.sizes(changed(TINY, mesh__data=-1, mesh__fsdp=3).mesh, 8)
+    assert meshes.sizes(changed(TINY, mesh__data=-1, mesh__fsdp=4).mesh, 8)["data"] == 2

@@ -1,0 +1,292 @@
+"""A run as a person starts it: it goes on where it stopped, and refuses what would harm it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from biomedlm_jax import checkpoint, held_out, step
+from biomedlm_jax.entry import UserError
+from biomedlm_jax.pipeline.store import TokenStore
+from biomedlm_jax.train import fit
+from tests.conftest import ROOT, TINY, changed, on
+
+ON_DEVICES = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__model": 2}
+
+
+@pytest.fixture(scope="module")
+def experiment(store):
+    return changed(
+        TINY, data__store=str(store), run__save_every=3, run__eval_every=5, **ON_DEVICES
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(experiment, tmp_path_factory):
+    """(folder, final state as numpy) of a run of 10 steps."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    return workdir, jax.device_get(fit(experiment, workdir))
+
+
+def equal(a, b) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_people_look_for(uninterrupted):
+    workdir, state = uninterrupted
+    assert int(state.step) == 10
+    lines = metrics(workdir)
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == list(range(1, 11))
+    first, *_, last = (line for line in lines if "loss" in line)
+    assert {"loss", "grad_norm", "learning_rate", "tokens_per_second", "mfu"} <= last.keys()
+    assert [line["step"] for line in lines if "bits_per_byte" in line] == [0, 5, 10]
+    assert last["loss"] < first["loss"] - 1
+    assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+    kept = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert kept == [9, 10]
+    experiment, params, done = checkpoint.load(workdir)
+    assert done == 10
+    assert equal(params, state.params)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
+
+
+def test_the_same_command_again_does_nothing(uninterrupted, experiment, capsys):
+    workdir, state = uninterrupted
+    before = (workdir / "metrics.jsonl").read_text()
+    assert equal(fit(experiment, workdir), state)
+    assert "from step 10 to 10" in capsys.readouterr().out
+    after = [line for line in metrics(workdir) if "loss" in line]
+    assert [json.loads(x) for x in before.splitlines() if "grad_norm" in x] == after
+
+
+@pytest.fixture(scope="module")
+def command(experiment, store, tmp_path_factory):
+    """command(workdir): the shell command of the experiment's run, from a config file."""
+    file = tmp_path_factory.mktemp("config") / "tiny.py"
+    sections = {
+        name: section for name, section in vars(experiment).items() if not name.startswith("_")
+    }
+    lines = [f"    config.{name} = dict(**{vars(section)!r})" for name, section in sections.items()]
+    file.write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config():\n    config = ConfigDict()\n"
+        + "\n".join(lines)
+        + "\n    return config\n"
+    )
+
+    def make(workdir, *flags):
+        return [
+            sys.executable,
+            "-m",
+            "biomedlm_jax.main",
+            f"--config={file}",
+            f"--workdir={workdir}",
+            *flags,
+        ]
+
+    return make
+
+
+def shell(command, **options):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, **options
+    )
+
+
+@pytest.mark.parametrize("at", [3, 7])
+def test_a_killed_run_ends_with_the_same_bits(at, command, uninterrupted, tmp_path):
+    """SIGKILL once step `at` has been logged, perhaps in the middle of a save; then again."""
+    workdir = tmp_path / "run"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(command(workdir), cwd=ROOT, env=environment, text=True,
+                               stdout=subprocess.PIPE)  # fmt: skip
+    for line in process.stdout:
+        if line.startswith(f"step {at}/10  loss"):
+            process.send_signal(signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    again = shell(command(workdir))
+    assert again.returncode == 0, again.stderr
+    _, whole = uninterrupted
+    _, params, done = checkpoint.load(workdir)
+    assert done == 10
+    assert equal(params, whole.params)
+    expected = [(x["step"], x["loss"]) for x in metrics(uninterrupted[0]) if "loss" in x]
+    assert [(x["step"], x["loss"]) for x in metrics(workdir) if "loss" in x] == expected
+
+
+def test_a_run_goes_on_on_another_mesh(experiment, uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    fit_until(experiment, workdir, 6)
+    other = changed(experiment, mesh__data=8, mesh__fsdp=1, mesh__model=1)
+    state = jax.device_get(fit(other, workdir))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        state.params,
+        uninterrupted[1].params,
+    )
+    losses = [[x["loss"] for x in metrics(w) if "loss" in x] for w in (workdir, uninterrupted[0])]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def fit_until(experiment, workdir, step_number):
+    """The first steps of a run, by an error in the loader that comes after a save."""
+    from biomedlm_jax.pipeline.loader import Loader
+
+    class Stopped(Exception):
+        pass
+
+    batches = Loader.batches
+
+    def cut(self, first, last):
+        for number, batch in enumerate(batches(self, first, last), first):
+            if number == step_number:
+                raise Stopped
+            yield batch
+
+    Loader.batches = cut
+    try:
+        with pytest.raises(Stopped):
+            fit(experiment, workdir)
+    finally:
+        Loader.batches = batches
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("model__dropout", 0.2, r"config\.model\.dropout: 0\.1 before, 0\.2 now"),
+        ("run__seed", 18, r"config\.run\.seed: 17 before, 18 now"),
+        ("optimizer__peak_lr", 1e-3, r"config\.optimizer\.peak_lr: 0\.003 before, 0\.001 now"),
+    ],
+)
+def test_the_workdir_of_another_experiment_is_refused(
+    setting, value, message, experiment, uninterrupted
+):
+    before = sorted(path.name for path in uninterrupted[0].rglob("*"))
+    with pytest.raises(UserError, match=message):
+        fit(changed(experiment, **{setting: value}), uninterrupted[0])
+    assert sorted(path.name for path in uninterrupted[0].rglob("*")) == before
+
+
+def test_other_tokens_are_refused(experiment, uninterrupted, make_store):
+    other = changed(experiment, data__store=str(make_store(seed=5)))
+    with pytest.raises(UserError, match="holds other tokens than the run was trained on"):
+        fit(other, uninterrupted[0])
+
+
+def test_another_vocabulary_is_refused(experiment, uninterrupted, store, tmp_path):
+    with pytest.raises(UserError, match=r"vocab=200, .* has 300 tokens"):
+        fit(changed(experiment, model__vocab=200), tmp_path / "run")
+    claim = json.loads((uninterrupted[0] / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(claim | {"vocabulary_sha256": "0"}))
+    with pytest.raises(UserError, match="belongs to a run with another vocabulary"):
+        fit(experiment, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.data.store=nowhere"], "config.data.store=nowhere is no token store"),
+        (["--config.mesh.fsdp=3"], "config.data.batch=8 does not split"),
+        (["--config.model.layer=3"], "config.model.layer is no setting; did you mean layers"),
+        (["surplus"], "unexpected 'surplus'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(flags, message, command, tmp_path):
+    found = shell(command(tmp_path / "run", *flags))
+    assert found.returncode == 2
+    assert message in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_validate_only_describes_the_published_run(tmp_path):
+    main = [sys.executable, "-m", "biomedlm_jax.main", f"--workdir={tmp_path / 'run'}"]
+    found = shell([*main, "--config=configs/pretrain_2p7b.py", "--validate_only"])
+    assert found.returncode == 0, found.stderr
+    for expected in [
+        "2,594,247,680",
+        "1,048,576 tokens (1,024 x 1,024)",
+        "0 at step 0\n",
+        "8e-05 at step 50\n",
+        "0.00016 at step 100\n",
+        "0.00012404 at step 100,000\n",
+        "8.8038e-05 at step 150,000\n",
+        "1.6e-05 at step 300,000\n",
+    ]:
+        assert expected in found.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(experiment, tmp_path):
+    wild = changed(experiment, optimizer__peak_lr=1e30, run__save_every=2)
+    with pytest.raises(UserError, match="the loss is nan at step"):
+        fit(wild, tmp_path / "run")
+    for path in (tmp_path / "run/checkpoints").iterdir():
+        state = checkpoint.load(tmp_path / "run")[1]
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)), path
+
+
+@pytest.fixture
+def small_disk(uninterrupted, tmp_path):
+    """A file system of its own with room for a run and little more."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = 3 * sum(path.stat().st_size for path in uninterrupted[0].rglob("*") if path.is_file())
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a small file system can not be mounted here: {done.stderr}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    command, experiment, uninterrupted, small_disk, tmp_path
+):
+    workdir, filler = small_disk / "run", small_disk / "filler"
+    fit_until(experiment, workdir, 5)
+    room = os.statvfs(small_disk)
+    filler.write_bytes(bytes(room.f_bavail * room.f_bsize - 100_000))
+
+    full = shell(command(workdir))
+    assert full.returncode == 2, full.stderr
+    assert "No space left on device" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert checkpoint.load(workdir)[2] == 3
+
+    filler.unlink()
+    again = shell(command(workdir))
+    assert again.returncode == 0, again.stderr
+    assert equal(checkpoint.load(workdir)[1], uninterrupted[1].params)
+
+
+def test_held_out_score_counts_every_byte_once(uninterrupted, store):
+    experiment, params, _ = checkpoint.load(uninterrupted[0])
+    split = TokenStore(store, "heldout")
+    experiment, devices = on(experiment, 2, 1, 1)
+    params = jax.device_put(params, step.state_shardings(experiment, devices).params)
+    evaluate = step.eval_step(experiment, devices)
+    found = held_out.score(experiment, devices, evaluate, params, split)
+    documents = held_out.text(split)
+    first = split.read(np.array([0]), 1)[0].tolist()
+    from biomedlm_jax.pipeline.vocabulary import Vocabulary
+
+    unscored = len(Vocabulary(split.vocabulary_path).decode(first).encode())
+    assert found.labels == split.tokens - 1
+    assert found.bytes == split.text_bytes - unscored
+    assert sum(len(document.encode()) for document in documents) == split.text_bytes
+    assert 0 < found.bits_per_byte < 8
