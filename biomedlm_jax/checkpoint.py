@@ -5,9 +5,11 @@
           checkpoints/<step>/      state and position, together or not at all (orbax)
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -40,7 +42,8 @@ class Checkpoints:
         parts = ocp.args.Composite(
             state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
         )
-        self.manager.save(step, args=parts, force=True)
+        with self._reported():
+            self.manager.save(step, args=parts, force=True)
 
     def latest(self, mesh: jax.sharding.Mesh) -> State | None:
         """The newest save on this mesh, which need not be the mesh that wrote it, or None.
@@ -70,8 +73,20 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the save that is under way."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        with self._reported():
+            self.manager.wait_until_finished()
+            self.manager.close()
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:  # how tensorstore reports what the file system refused
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"a checkpoint could not be written; those before it in {self.manager.directory} "
+                f"are whole. Remove the cause and give the same command again: {reason}"
+            ) from error
 
 
 def claim(workdir: Path, experiment: Experiment, store: TokenStore) -> None:

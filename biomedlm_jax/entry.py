@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import app
+from absl import logging as absl_logging
 
 
 class UserError(ValueError):
@@ -26,7 +27,10 @@ def run(main: Callable[[], None], check: Callable[[list[str]], None] | None = No
     """
 
     def guarded(argv: list[str]) -> None:
-        logging.getLogger("jax").setLevel(logging.WARNING)  # it tells of every backend not there
+        # JAX logs every backend that is not there, orbax the stages of every save; what goes wrong
+        # they raise as well.
+        logging.getLogger("jax").setLevel(logging.WARNING)
+        absl_logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
         with reported():
             if len(argv) > 1:
                 raise UserError(f"unexpected {argv[1]!r}: settings are given as --name=value")

@@ -12,9 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import matplotlib
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from biomedlm_jax.config import Experiment
+from biomedlm_jax.held_out import Score
 
 # Dense bfloat16 flops per second of one JAX device, from the vendors' data sheets. The key is in
 # `jax.Device.device_kind`.
@@ -64,46 +67,52 @@ class Writer:
         partial = self.file.with_suffix(".partial")
         partial.write_text("".join(kept))
         partial.rename(self.file)
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first + 1)
+        # Not SummaryWriter: it writes from a thread of its own, where a full disk goes unnoticed.
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        self.board = EventsWriter(str(workdir / "tensorboard" / "events"))
+        again = SessionLog(status=SessionLog.START)  # hides what was shown for later steps
+        self.board.write_event(Event(step=first + 1, session_log=again))
         self.last = (time.perf_counter(), first)
         self.start: tuple[float, int] | None = None
         print(f"MFU is of 6 N + 12 L d T flops per token and the {source}", flush=True)
 
-    def train(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Metrics of the update that ended with `step` updates done."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    def train(self, step: int, values: dict[str, float]) -> None:
+        """Metrics of the update that ended with `step` updates done, with its speed."""
         now, run = time.perf_counter(), self.experiment.run
         before, done = self.last
         self.last = (now, step)
         rate = self.tokens * (step - done) / (now - before)
-        values["tokens_per_second"] = rate
-        values["mfu"] = rate * self.experiment.model.flops_per_token / self.peak
+        mfu = rate * self.experiment.model.flops_per_token / self.peak
         left = "compiling"
         if self.start is None:  # the first report includes the time of compilation
             self.start = (now, step)
         else:
             left = duration((now - self.start[0]) / (step - self.start[1]) * (run.steps - step))
-        self.write(step, values)
+        self.write(step, {**values, "tokens_per_second": rate, "mfu": mfu})
         print(
             f"step {step}/{run.steps}  loss {values['loss']:.4f}  {rate:,.0f} tokens/s  "
-            f"MFU {values['mfu']:.1%} (6N + 12LdT)  {left} left",
+            f"MFU {mfu:.1%} (6N + 12LdT)  {left} left",
             flush=True,
         )
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, and scalars for TensorBoard."""
-        with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
-
-    def pause(self) -> None:
-        """Leaves the time since the last report out of the next rate: it was not training."""
+    def held_out(self, step: int, score: Score) -> None:
+        """The score after `step` updates; the time it took is no part of the training's speed."""
+        self.write(step, {"held_out_loss": score.loss, "bits_per_byte": score.bits_per_byte})
+        print(f"step {step}/{self.experiment.run.steps}  held out: {score}", flush=True)
         now = time.perf_counter()
         before, done = self.last
         self.last = (now, done)
         if self.start is not None:
             self.start = (self.start[0] + now - before, self.start[1])
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and scalars for TensorBoard."""
+        with self.file.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        now = time.time()
+        for name, value in values.items():
+            self.board.write_event(Event(wall_time=now, step=step, summary=scalar(name, value)))
+        self.board.flush()
 
     def close(self) -> None:
         self.board.close()

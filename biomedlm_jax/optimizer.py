@@ -39,12 +39,13 @@ def adamw(experiment: Experiment) -> optax.GradientTransformation:
     )
 
 
-def global_norm(grads: dict, specs: dict) -> jax.Array:
-    """The 2-norm of all gradients, float32, each piece counted once wherever it is stored."""
+def global_norm(tree: dict, specs: dict) -> jax.Array:
+    """The 2-norm of all parameters or gradients, float32, each piece counted once wherever it is
+    stored."""
     sums: dict[tuple[str, ...], jax.Array] = {}
-    for grad, spec in zip(jax.tree.leaves(grads), jax.tree.leaves(specs), strict=True):
+    for leaf, spec in zip(jax.tree.leaves(tree), jax.tree.leaves(specs), strict=True):
         over = mesh_axes(spec)
-        sums[over] = sums.get(over, jnp.float32(0)) + jnp.sum(jnp.square(grad))
+        sums[over] = sums.get(over, jnp.float32(0)) + jnp.sum(jnp.square(leaf))
     return jnp.sqrt(sum(jax.lax.psum(part, over) if over else part for over, part in sums.items()))
 
 

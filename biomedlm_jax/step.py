@@ -57,10 +57,10 @@ def init(experiment: Experiment) -> State:
 
 
 def train_step(experiment: Experiment, mesh: Mesh) -> Callable:
-    """Returns step(state, tokens [B, T]) -> (state, {loss, grad_norm, learning_rate}).
+    """Returns step(state, tokens [B, T]) -> (state, metrics).
 
     loss: mean over all B * (T - 1) labels of the batch, nats.
-    grad_norm: before clipping.
+    grad_norm: before clipping. param_norm: after the update.
     """
     graph, specs, tx = gpt.graph(experiment.model), state_specs(experiment), adamw(experiment)
     rate = schedule(experiment)
@@ -77,7 +77,12 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Callable:
         grads = clip(grads, norm, experiment.optimizer)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate(state.step)}
+        metrics = {
+            "loss": loss,
+            "grad_norm": norm,
+            "param_norm": global_norm(params, specs.params),
+            "learning_rate": rate(state.step),
+        }
         return State(state.step + 1, params, opt_state), metrics
 
     sharded = jax.shard_map(

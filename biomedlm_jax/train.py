@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import jax
@@ -34,69 +35,67 @@ def fit(experiment: Experiment, workdir: Path) -> steps.State:
     loader = Loader(
         store, batch=experiment.data.batch, length=model.context, seed=run.seed, sharding=sharding
     )
-    saves = Checkpoints(workdir, experiment, store)
+    with ExitStack() as stack:
+        saves = stack.enter_context(closing(Checkpoints(workdir, experiment, store)))
 
-    # ---- State: the newest save if there is one, else a fresh start ------------------------
-    state = saves.latest(mesh)
-    if state is None:
-        shardings = steps.state_shardings(experiment, mesh)
-        state = jax.jit(lambda: steps.init(experiment), out_shardings=shardings)()
-    first = int(state.step)
-    print(
-        f"{model.parameters:,} parameters on {dict(mesh.shape)} {jax.devices()[0].device_kind}; "
-        f"{loader.blocks:,} blocks of {model.context} tokens; from step {first} to {run.steps}",
-        flush=True,
-    )
+        # ---- State: the newest save if there is one, else a fresh start --------------------
+        state = saves.latest(mesh)
+        if state is None:
+            shardings = steps.state_shardings(experiment, mesh)
+            state = jax.jit(lambda: steps.init(experiment), out_shardings=shardings)()
+        first = int(state.step)
+        print(
+            f"{model.parameters:,} parameters on {dict(mesh.shape)} {jax.devices()[0].device_kind}; "
+            f"{loader.blocks:,} blocks of {model.context} tokens; from step {first} to {run.steps}",
+            flush=True,
+        )
 
-    # ---- Loop: the order evaluate, save, next batch, step is part of the contract ----------
-    train_step = steps.train_step(experiment, mesh)
-    evaluate = held_out_score(experiment, mesh) if run.eval_every else None
-    writer = Writer(workdir, experiment, first)
-    batches = loader.batches(first, run.steps)
-    pending = None  # the metrics of the last step are read while the next one is under way
+        # ---- Loop: the order evaluate, save, next batch, step is part of the contract ------
+        train_step = steps.train_step(experiment, mesh)
+        evaluate = held_out_score(experiment, mesh) if run.eval_every else None
+        writer = stack.enter_context(closing(Writer(workdir, experiment, first)))
+        batches = loader.batches(first, run.steps)
+        pending = None  # the metrics of the last step are read while the next one is under way
 
-    for done in range(first, run.steps + 1):
-        if evaluate and run.due(done, run.eval_every):
+        for done in range(first, run.steps + 1):
+            if evaluate and run.due(done, run.eval_every):
+                report(writer, pending)
+                pending, found = None, evaluate(state.params)
+                writer.held_out(done, found)
+            if done > first and run.due(done, run.save_every):
+                report(writer, pending)  # a state that is not finite is never saved
+                pending = None
+                saves.save(state, done)
+            if done == run.steps:
+                break
+
+            batch = next(batches)  # after the save, so that a restart sees this batch too
+            state, metrics = train_step(state, batch)
             report(writer, pending)
-            pending, found = None, evaluate(state.params)
-            writer.write(done, {"held_out_loss": found.loss, "bits_per_byte": found.bits_per_byte})
-            print(f"step {done}/{run.steps}  held out: {found}", flush=True)
-            writer.pause()
-        if done > first and run.due(done, run.save_every):
-            report(writer, pending)  # a state whose loss is not finite is never saved
-            pending = None
-            saves.save(state, done)
-        if done == run.steps:
-            break
+            pending = (done + 1, metrics)
 
-        batch = next(batches)  # after the save, so that a restart sees this batch too
-        state, metrics = train_step(state, batch)
         report(writer, pending)
-        pending = (done + 1, metrics)
-
-    report(writer, pending)
-    saves.close()
-    writer.close()
     plot(workdir)
     return state
 
 
 def report(writer: Writer, pending: tuple[int, dict] | None) -> None:
-    """Stops a run whose loss is no longer a number, and writes the metrics when they are due.
+    """Writes the metrics of a step when they are due, and stops a run that has lost its numbers.
 
     Raises:
-      UserError: the loss is not finite.
+      UserError: the loss, the gradient or a parameter is not finite.
     """
     if pending is None:
         return
     step, metrics = pending
-    if not math.isfinite(loss := float(metrics["loss"])):
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if wrong := [f"{name} is {x}" for name, x in values.items() if not math.isfinite(x)]:
         raise UserError(
-            f"the loss is {loss} at step {step}; the newest checkpoint is from before. Look at the "
+            f"{', '.join(wrong)} at step {step}; the newest checkpoint is from before. Look at the "
             "data of this step, or lower config.optimizer.peak_lr"
         )
     if writer.experiment.run.due(step, writer.experiment.run.log_every):
-        writer.train(step, metrics)
+        writer.train(step, values)
 
 
 def held_out_score(experiment: Experiment, mesh: jax.sharding.Mesh) -> Callable[[dict], Score]:

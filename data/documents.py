@@ -7,12 +7,13 @@
 `biomedlm_jax/pipeline/tasks.py` reads the lines for seqio; otherwise the format is known here only.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from biomedlm_jax.entry import UserError
 from data.markup import Unreadable
@@ -39,15 +40,22 @@ def is_heldout(id: str, per_mille: int) -> bool:
 
 
 class Writer:
-    """Writes the folder; `close` finishes it."""
+    """Writes the folder, in a `with` block; `finish` is the last that is called in it."""
 
     def __init__(self, folder: Path, heldout_per_mille: int) -> None:
         self._folder = folder
         self._heldout_per_mille = heldout_per_mille
-        self._splits = {name: _Split(folder / f"{name}.jsonl") for name in SPLITS}
-        self._quarantine = (folder / "quarantine.jsonl").open("wb")
+        self._files = contextlib.ExitStack()
+        self._quarantine = self._open("quarantine.jsonl")
+        self._splits = {name: _Split(self._open(f"{name}.jsonl")) for name in SPLITS}
         self.quarantined = 0
         self.first_quarantined: dict[str, str] | None = None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._files.close()
 
     @property
     def documents(self) -> int:
@@ -63,14 +71,16 @@ class Writer:
         self.quarantined += 1
         self.first_quarantined = self.first_quarantined or line
 
-    def close(self, **entries: Any) -> dict[str, Any]:
+    def finish(self, **entries: Any) -> dict[str, Any]:
         """Writes manifest.json, with `entries` at its head, and returns what it holds."""
-        self._quarantine.close()
-        splits = {name: split.close() for name, split in self._splits.items()}
+        splits = {name: split.summary() for name, split in self._splits.items()}
         manifest = {**entries, "quarantined": self.quarantined, "splits": splits}
         text = json.dumps(manifest, indent=2) + "\n"
         (self._folder / "manifest.json").write_text(text, encoding="utf-8")
         return manifest
+
+    def _open(self, name: str) -> IO[bytes]:
+        return self._files.enter_context((self._folder / name).open("wb"))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -102,14 +112,14 @@ def read(file: Path) -> Iterator[Document]:
             yield Document(**json.loads(line))
 
 
-def append(file: Any, document: Document) -> int:
+def append(file: IO[bytes], document: Document) -> int:
     """Writes a document to a binary file; returns the bytes of the line."""
     return file.write(_line(dataclasses.asdict(document)))
 
 
 class _Split:
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
         self._hash = hashlib.sha256()
         self._sizes = {source: {"documents": 0, "bytes": 0} for source in PREFIXES}
         self.documents = 0
@@ -123,8 +133,7 @@ class _Split:
         size["documents"] += 1
         size["bytes"] += len(document.text.encode())
 
-    def close(self) -> dict[str, Any]:
-        self._file.close()
+    def summary(self) -> dict[str, Any]:
         total = {
             unit: sum(s[unit] for s in self._sizes.values()) for unit in ("documents", "bytes")
         }

@@ -63,6 +63,7 @@ _FLOATS = {"fig", "fig-group", "boxed-text"}
 _LANGUAGES = {"en": "eng", "es": "spa", "fr": "fre", "de": "ger", "pt": "por", "it": "ita"}
 _XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")  # oa_comm_xml.incr.2025-01-31.tar.gz
 _CODE = re.compile(r"creativecommons\.org/(?:licen[sc]es?|publicdomain)/([a-z-]+)")
 _OPEN_CODES = {"by", "zero", "mark", "publicdomain"}
 _ATTRIBUTION = re.compile(r"creative commons (?:by )?attribution|\bcc[ -]by\b")
@@ -83,6 +84,12 @@ class Article:
     licence: str
     text: str  # paragraphs joined by empty lines; empty without abstract and body
     retraction_notice: bool
+
+
+def release_order(name: str) -> tuple[str, str]:
+    """Sorts archives by the date in their names; loose files and undated archives are oldest."""
+    found = _DATE.search(name)
+    return found[0] if found else "", name
 
 
 def read(source: bytes) -> Article:

