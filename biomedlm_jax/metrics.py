@@ -4,6 +4,7 @@ MFU here is the PaLM convention: 6 N + 12 L d T flops per token (`Model.flops_pe
 tokens per second, over the peak of the devices. Time never enters a result.
 """
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from biomedlm_jax.config import Experiment
+from biomedlm_jax.entry import UserError
 from biomedlm_jax.held_out import Score
 
 # Dense bfloat16 flops per second of one JAX device, from the vendors' data sheets. The key is in
@@ -107,15 +109,22 @@ class Writer:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and scalars for TensorBoard."""
-        with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
         now = time.time()
-        for name, value in values.items():
-            self.board.write_event(Event(wall_time=now, step=step, summary=scalar(name, value)))
-        self.board.flush()
+        try:
+            with self.file.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                self.board.write_event(Event(wall_time=now, step=step, summary=scalar(name, value)))
+            self.board.flush()
+        except OSError as error:
+            raise UserError(
+                f"metrics can not be written to --workdir={self.file.parent}: {error.strerror}; "
+                "its checkpoints are whole. Remove the cause and give the same command again"
+            ) from error
 
     def close(self) -> None:
-        self.board.close()
+        with contextlib.suppress(OSError):  # what it still held was refused and reported before
+            self.board.close()
 
 
 def duration(seconds: float) -> str:

@@ -1,9 +1,9 @@
-"""12M parameters on real PubMed and PubMed Central, for two CPU cores and 20 minutes.
+"""12M parameters on real PubMed and PubMed Central, on two CPU cores in about 20 minutes.
 
 Run:     make small CORPUS=DIR, with NCBI's XML files below DIR
-Model:   10 x 288, 6 heads
-Tokens:  TODO
-Expect:  TODO
+Model:   12 x 256, 4 heads: 11,639,808 parameters
+Tokens:  8 x 256 x 900 steps = 1.8 million, a sixth of an epoch of 1,800 open articles
+Expect:  loss 9.04 at step 0; EXPECT
 """
 
 from ml_collections import ConfigDict
@@ -18,17 +18,17 @@ def get_config() -> ConfigDict:
         mlp=1024,
         vocab=8192,
         context=256,
-        dropout=0.1,
+        dropout=0.0,
         init_std=0.02,
         layer_norm_epsilon=1e-5,
         compute_dtype="float32",
         remat="none",
         attention="auto",
     )
-    config.data = dict(store="runs/small/store", batch=16)
-    config.mesh = dict(data=1, fsdp=2, model=1)
+    config.data = dict(store="runs/small/store", batch=8)
+    config.mesh = dict(data=2, fsdp=1, model=1)
     config.optimizer = dict(
-        peak_lr=1e-3,
+        peak_lr=2e-3,
         warmup_steps=50,
         final_lr_fraction=0.1,
         b1=0.9,
@@ -39,11 +39,11 @@ def get_config() -> ConfigDict:
     )
     config.run = dict(
         seed=17,
-        steps=600,
+        steps=900,
         log_every=10,
-        eval_every=200,
-        eval_batches=8,
-        save_every=200,
+        eval_every=300,
+        eval_batches=20,
+        save_every=300,
         keep=2,
     )
     return config

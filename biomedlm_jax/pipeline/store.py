@@ -149,6 +149,8 @@ class StoreWriter:
             raise ValueError(f"document {id!r} is of source {source!r}; its id begins {prefix}:")
         if not len(tokens) or tokens[-1] != self._vocabulary["eos_id"]:
             raise ValueError(f"document {id!r} does not end with the eos token")
+        if tokens.min() < 0 or tokens.max() >= self._vocabulary["size"]:
+            raise ValueError(f"document {id!r} has a token that the vocabulary lacks")
         row = (nbytes, code, int(id.removeprefix(prefix + ":")))
         self._splits[split].append(tokens.astype("<u2"), row)
 
@@ -254,15 +256,18 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        found = manifest["format"]
-        complete = {"vocabulary", "splits"} <= manifest.keys()
-    except (ValueError, KeyError, TypeError) as error:
+        if manifest["format"] != FORMAT:
+            raise UserError(
+                f"{file} is of format {manifest['format']!r}, this code reads {FORMAT}; write the "
+                "store again with `python -m data.tokenize`"
+            )
+        entries = [(manifest["vocabulary"], ("sha256", "size", "eos_id"))]
+        entries += [(s, ("tokens", "documents", "sha256")) for s in manifest["splits"].values()]
+        for entry, names in entries:
+            for name in names:
+                entry[name]
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is not the manifest of a token store: {error!r}") from error
-    if found != FORMAT or not complete:
-        raise UserError(
-            f"{file} is of format {found!r}, this code reads {FORMAT}; write the store again with "
-            "`python -m data.tokenize`"
-        )
     return manifest
 
 

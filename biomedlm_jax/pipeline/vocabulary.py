@@ -58,7 +58,8 @@ class Vocabulary:
             )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without an end-of-text id."""
+        """Ids of `text`, without an end-of-text id. `decode` gives the same text again, but for
+        the character U+2581, which SentencePiece writes for a space and reads as one."""
         return self._processor.encode(text)
 
     def decode(self, ids: list[int]) -> str:

@@ -1,0 +1,379 @@
+"""Documents to the token store: nothing is lost on the way, and damage is noticed."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from biomedlm_jax.entry import UserError
+from biomedlm_jax.pipeline import store as store_format
+from biomedlm_jax.pipeline.store import StoreWriter, TokenStore
+from biomedlm_jax.pipeline.vocabulary import Vocabulary, seqio_vocabulary
+from data import documents, tokenizer
+from data.documents import Document
+from data.tokenize import tokenize
+from tests.conftest import ROOT, SHARED, sentences
+
+HOSTILE = [
+    "  two  spaces, a trailing one ",
+    "\n\n\nlines\n",
+    "p < 0.05, 10^6 \u03b2-blockers at 5\u202f\u00b5g\u00a0kg\u22121, 3.14159",
+    "\U0001f9ec e\u0301 \u00e9 \ufb01 \u2126 \u6c34 \u0645\u0627\u0621",
+    "<|endoftext|> <unk> <0x41> </s>",
+    "\u200b\u200d\ufeff zero width",
+]
+SIZE = 400
+OPTIONS = {"train_bytes": 10**9, "character_coverage": 0.999}
+
+
+def write_documents(folder, texts, heldout_per_mille=200):
+    folder.mkdir(parents=True)
+    with documents.Writer(folder, heldout_per_mille) as writer:
+        for number, text in enumerate(texts, start=1):
+            prefix, source = ("PMC", "full_text") if number % 3 == 0 else ("PMID", "abstract")
+            writer.write(Document(f"{prefix}:{number}", source, 2001, "eng", "CC-BY", text))
+        writer.finish(flags={})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts():
+    lines = sentences(600, seed=5)
+    return ["\n\n".join(lines[i : i + 6]) for i in range(0, 600, 6)] + HOSTILE
+
+
+@pytest.fixture(scope="module")
+def corpus(texts, tmp_path_factory):
+    return write_documents(tmp_path_factory.mktemp("corpus") / "documents", texts)
+
+
+@pytest.fixture(scope="module")
+def vocabulary_folder(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "vocabulary"
+    tokenizer.train(corpus, folder, SIZE, **OPTIONS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vocabulary(vocabulary_folder):
+    return Vocabulary(vocabulary_folder)
+
+
+@pytest.fixture(scope="module")
+def made(corpus, vocabulary_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "store"
+    tokenize(corpus, vocabulary_folder, folder)
+    return folder
+
+
+def read_all(folder, split):
+    return {d.id: d for d in documents.read(folder / f"{split}.jsonl")}
+
+
+class TestVocabulary:
+    def test_ids(self, vocabulary):
+        assert (vocabulary.size, vocabulary.eos_id) == (SIZE, 1)
+
+    @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")))
+    def test_text_comes_back(self, vocabulary, text):
+        ids = vocabulary.encode(text)
+        assert vocabulary.decode(ids) == text
+        assert all(1 < id < vocabulary.size for id in ids)  # neither unknown nor end of text
+
+    @pytest.mark.parametrize("text", HOSTILE)
+    def test_hostile_text_comes_back(self, vocabulary, text):
+        ids = vocabulary.encode(text)
+        assert vocabulary.decode([*ids, vocabulary.eos_id]) == text
+        assert not {0, vocabulary.eos_id} & set(ids)
+
+    def test_digits_stay_single(self, vocabulary):
+        assert len(vocabulary.encode("1234567")) == 7
+
+    def test_seqio_gives_the_same_ids(self, vocabulary, texts):
+        same = seqio_vocabulary(vocabulary.path)
+        for text in texts:
+            assert same.encode(text) == vocabulary.encode(text)
+            assert same.encode_tf(text).numpy().tolist() == vocabulary.encode(text)
+        assert (same.vocab_size, same.eos_id) == (vocabulary.size, vocabulary.eos_id)
+
+    def test_refuses_other_files(self, tmp_path):
+        with pytest.raises(UserError, match=r"is no file; train one"):
+            Vocabulary(tmp_path)
+        (tmp_path / "sentencepiece.model").write_bytes(b"no model")
+        with pytest.raises(UserError, match="no SentencePiece model"):
+            Vocabulary(tmp_path)
+
+
+class TestTokenizer:
+    def test_same_text_same_file_whatever_is_held_out(self, corpus, vocabulary, tmp_path):
+        copy = shutil.copytree(corpus, tmp_path / "documents")
+        (copy / "heldout.jsonl").write_text("not even JSON")
+        manifest = tokenizer.train(copy, tmp_path / "vocabulary", SIZE, **OPTIONS)
+        assert manifest["sha256"] == vocabulary.sha256
+        held = documents.read_manifest(corpus)["splits"]["heldout"]["documents"]
+        assert held > 5
+
+    def test_limits_the_text(self, corpus, vocabulary, tmp_path):
+        half = documents.read_manifest(corpus)["splits"]["train"]["bytes"] // 2
+        options = OPTIONS | {"train_bytes": half}
+        first = tokenizer.train(corpus, tmp_path / "a", SIZE, **options)
+        again = tokenizer.train(corpus, tmp_path / "b", SIZE, **options)
+        assert first["sha256"] == again["sha256"] != vocabulary.sha256
+
+    def test_learns_from_long_paragraphs(self, tmp_path):
+        """SentencePiece drops those of more than 4192 bytes unless it is told otherwise."""
+        words = "thrombocytopenia " * 1000
+        folder = write_documents(tmp_path / "documents", [words, "ab cd"], heldout_per_mille=0)
+        tokenizer.train(folder, tmp_path / "vocabulary", 290, **OPTIONS)
+        assert len(Vocabulary(tmp_path / "vocabulary").encode("thrombocytopenia")) < 3
+
+    @pytest.mark.parametrize(
+        ("size", "message"),
+        [
+            (60_000, r"--size=60000 is more than the text .* gives; .* the most is --size=\d+"),
+            (262, r"--size=262 is too small for the characters .* the least is --size=\d+"),
+        ],
+    )
+    def test_size_must_suit_the_text(self, corpus, tmp_path, size, message):
+        with pytest.raises(UserError, match=message) as refused:
+            tokenizer.train(corpus, tmp_path / "no", size, **OPTIONS)
+        assert not (tmp_path / "no").exists()
+        fitting = int(str(refused.value).split("--size=")[-1].split(",")[0])
+        tokenizer.train(corpus, tmp_path / "yes", fitting, **OPTIONS)
+
+    def test_needs_text(self, tmp_path):
+        empty = write_documents(tmp_path / "documents", [])
+        with pytest.raises(UserError, match=r"no text in train\.jsonl"):
+            tokenizer.train(empty, tmp_path / "out", SIZE, **OPTIONS)
+        with pytest.raises(UserError, match=r"no folder of documents.*data\.parse"):
+            tokenizer.train(tmp_path, tmp_path / "out", SIZE, **OPTIONS)
+
+
+class TestTask:
+    def test_examples(self, corpus, vocabulary):
+        import seqio
+
+        from biomedlm_jax.pipeline import tasks
+
+        name = tasks.register(corpus, vocabulary.path)
+        assert tasks.register(corpus, vocabulary.path.parent) == name
+        task = seqio.get_mixture_or_task(name)
+        for split in documents.SPLITS:
+            dataset = task.get_dataset(split=split, shuffle=False)
+            for example, document in zip(
+                dataset.as_numpy_iterator(), read_all(corpus, split).values(), strict=True
+            ):
+                assert example["targets"].tolist() == [*vocabulary.encode(document.text), 1]
+                assert example["targets"].dtype == np.int32
+                assert example["id"].decode() == document.id
+                assert example["source"].decode() == document.source
+                assert example["bytes"] == len(document.text.encode())
+
+    def test_name_follows_the_content(self, corpus, vocabulary, tmp_path):
+        from biomedlm_jax.pipeline import tasks
+
+        other = write_documents(tmp_path / "documents", ["other text"])
+        copy = shutil.copytree(corpus, tmp_path / "copy")
+        name = tasks.register(corpus, vocabulary.path)
+        assert tasks.register(other, vocabulary.path) != name
+        assert tasks.register(copy, vocabulary.path) == name
+        with pytest.raises(UserError, match=r"data\.parse"):
+            tasks.register(tmp_path, vocabulary.path)
+
+
+class TestTokenize:
+    def test_store_holds_the_documents(self, corpus, made, vocabulary):
+        for split in documents.SPLITS:
+            expected = read_all(corpus, split)
+            store = TokenStore(made, split)
+            ends = [*store.documents[1:, 0].tolist(), store.tokens]
+            for row, end, document in zip(store.documents, ends, expected.values(), strict=True):
+                start, length = int(row[0]), int(end - row[0])
+                (tokens,) = store.read(np.array([start]), length).tolist()
+                assert tokens == [*vocabulary.encode(document.text), vocabulary.eos_id]
+                assert vocabulary.decode(tokens) == document.text
+                assert store.ids(start, length) == [document.id]
+                assert row[1] == len(document.text.encode())
+            assert store.text_bytes == sum(len(d.text.encode()) for d in expected.values())
+        assert not read_all(corpus, "train").keys() & read_all(corpus, "heldout").keys()
+
+    def test_store_needs_nothing_beside_it(self, corpus, made, vocabulary):
+        store = TokenStore(made, "train")
+        assert Vocabulary(store.vocabulary_path).sha256 == vocabulary.sha256
+        assert store.vocabulary_sha256 == vocabulary.sha256
+        assert (store.vocab_size, store.eos_id) == (SIZE, 1)
+        assert store.manifest["documents"] == documents.read_manifest(corpus)
+
+    def test_damaged_documents(self, corpus, vocabulary_folder, tmp_path):
+        copy = shutil.copytree(corpus, tmp_path / "documents")
+        lines = (copy / "train.jsonl").read_bytes().splitlines(keepends=True)
+        (copy / "train.jsonl").write_bytes(b"".join(lines[:-1]))
+        with pytest.raises(UserError, match=r"train\.jsonl holds .*; parse again"):
+            tokenize(copy, vocabulary_folder, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_nothing_to_train_on(self, vocabulary_folder, tmp_path):
+        folder = write_documents(tmp_path / "documents", ["text"], heldout_per_mille=1000)
+        with pytest.raises(UserError, match=r"no document in train\.jsonl"):
+            tokenize(folder, vocabulary_folder, tmp_path / "out")
+
+
+class TestStore:
+    @pytest.fixture
+    def many_shards(self, monkeypatch, tmp_path, vocabulary):
+        """A store in shards of 4 pieces, and its documents' tokens one after another."""
+        monkeypatch.setattr(store_format, "_TOKEN_SHARD", 256)
+        monkeypatch.setattr(store_format, "_TOKEN_PIECE", 64)
+        monkeypatch.setattr(store_format, "_DOCUMENT_SHARD", 16)
+        monkeypatch.setattr(store_format, "_DOCUMENT_PIECE", 4)
+        folder = tmp_path / "store"
+        folder.mkdir()
+        writer = StoreWriter(
+            folder, ["train", "heldout"], vocabulary=vocabulary.path, vocab_size=65536, eos_id=1
+        )
+        draw = np.random.default_rng(0)
+        texts = [draw.integers(2, 65536, n) for n in draw.integers(0, 90, 60)]
+        texts[7] = draw.integers(2, 65536, 1000)
+        for number, text in enumerate(texts):
+            tokens = np.append(text, 1)
+            writer.append("train", tokens, f"PMC:{number + 1}", "full_text", 10)
+        writer.close(documents={}, versions={})
+        return folder, [np.append(text, 1) for text in texts]
+
+    def test_windows(self, many_shards):
+        folder, texts = many_shards
+        whole, store = np.concatenate(texts), TokenStore(folder, "train")
+        assert store.tokens == len(whole) > 3 * 256
+        for length in (1, 64, 65, 700, len(whole)):
+            starts = np.arange(0, len(whole) - length + 1, 37)
+            found = store.read(starts, length)
+            assert found.dtype == np.int32
+            assert np.array_equal(found, [whole[s : s + length] for s in starts])
+        assert store.read(np.zeros(0, np.int64), 5).shape == (0, 5)
+        with pytest.raises(AssertionError):
+            store.read(np.array([len(whole) - 4]), 5)
+
+    def test_ids_are_those_of_the_tokens(self, many_shards):
+        folder, texts = many_shards
+        store = TokenStore(folder, "train")
+        owner = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
+        for start in range(0, store.tokens - 100, 13):
+            expected = [f"PMC:{n + 1}" for n in np.unique(owner[start : start + 100])]
+            assert store.ids(start, 100) == expected
+
+    def test_empty_split(self, many_shards):
+        store = TokenStore(many_shards[0], "heldout")
+        assert (store.tokens, store.documents.shape, store.text_bytes) == (0, (0, 4), 0)
+
+    def test_hash_is_of_the_tokens(self, many_shards):
+        folder, texts = many_shards
+        digest = hashlib.sha256(np.concatenate(texts).astype("<u2").tobytes()).hexdigest()
+        assert TokenStore(folder, "train").sha256 == digest
+
+    def test_writer_refuses(self, tmp_path, vocabulary):
+        with pytest.raises(UserError, match="65537 tokens; a store holds ids of at most 65536"):
+            StoreWriter(tmp_path, ["train"], vocabulary=vocabulary.path, vocab_size=65537, eos_id=1)
+        writer = StoreWriter(
+            tmp_path, ["train"], vocabulary=vocabulary.path, vocab_size=400, eos_id=1
+        )
+        with pytest.raises(ValueError, match="does not end with the eos token"):
+            writer.append("train", np.array([5, 6]), "PMID:1", "abstract", 1)
+        with pytest.raises(ValueError, match="begins PMID:"):
+            writer.append("train", np.array([5, 1]), "PMC:1", "abstract", 1)
+        with pytest.raises(ValueError, match="a token that the vocabulary lacks"):
+            writer.append("train", np.array([400, 1]), "PMID:1", "abstract", 1)
+
+    def test_unfinished_is_no_store(self, made, tmp_path):
+        copy = shutil.copytree(made, tmp_path / "store")
+        (copy / "manifest.json").unlink()
+        with pytest.raises(UserError, match=r"config\.data\.store=.* no manifest\.json"):
+            TokenStore(copy, "train")
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"format": 2}, "is of format 2, this code reads 1"),
+            ({"splits": None}, "is not the manifest of a token store"),
+            ({"vocabulary": {"size": 3}}, "is not the manifest of a token store"),
+        ],
+    )
+    def test_other_manifests(self, made, tmp_path, change, message):
+        copy = shutil.copytree(made, tmp_path / "store")
+        manifest = json.loads((copy / "manifest.json").read_text()) | change
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match=message):
+            TokenStore(copy, "train")
+
+    def test_no_such_split(self, made):
+        with pytest.raises(UserError, match="no split 'test'; it has train, heldout"):
+            TokenStore(made, "test")
+
+    def test_fewer_tokens_than_promised(self, made, tmp_path):
+        copy = shutil.copytree(made, tmp_path / "store")
+        manifest = json.loads((copy / "manifest.json").read_text())
+        manifest["splits"]["train"]["tokens"] += 1
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match=r"is of shape .* the manifest says"):
+            TokenStore(copy, "train")
+
+    @pytest.mark.parametrize("name", ["train/tokens", "train/documents", "train/tokens/c/1"])
+    def test_missing_parts(self, many_shards, name):
+        """A shard that is gone would otherwise be read as zeros."""
+        folder, _ = many_shards
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with pytest.raises(UserError, match=r"copy|copied"):
+            TokenStore(folder, "train")
+
+    @pytest.mark.parametrize("damage", ["cut", "flipped"])
+    def test_damaged_shards(self, many_shards, damage):
+        folder, texts = many_shards
+        shard = folder / "train/tokens/c/2"
+        content = bytearray(shard.read_bytes())
+        content[40] ^= 1
+        shard.write_bytes(content[:-10] if damage == "cut" else content)
+        store, length = TokenStore(folder, "train"), 3 * 256
+        assert np.array_equal(store.read(np.array([0]), 512)[0], np.concatenate(texts)[:512])
+        with pytest.raises(UserError, match="can not be read, copy the store again"):
+            store.read(np.array([0]), length)
+
+    def test_reading_needs_no_tensorflow(self):
+        code = (
+            "import sys; import biomedlm_jax.pipeline.store; "
+            "assert not {'tensorflow', 'seqio', 'jax'} & set(sys.modules)"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.skipif(not (SHARED / "pmc_jats").is_dir(), reason=f"{SHARED}/pmc_jats is missing")
+def test_real_corpus_comes_back(tmp_path):
+    """The three commands on real articles; every document is read back out of the store."""
+
+    def command(name, **flags):
+        arguments = [f"--{key}={value}" for key, value in flags.items()]
+        subprocess.run([sys.executable, "-m", f"data.{name}", *arguments], cwd=ROOT, check=True)
+
+    archive = "oa_comm_xml.PMC001xxxxxx.tar.gz"
+    (tmp_path / "input").mkdir()
+    shutil.copy(SHARED / "pmc_jats" / archive, tmp_path / "input")
+    parsed, learned, tokens = (tmp_path / name for name in ("documents", "vocabulary", "store"))
+    command("parse", input=tmp_path / "input", output=parsed, heldout_per_mille=50)
+    command("tokenizer", documents=parsed, output=learned, size=4096)
+    command("tokenize", documents=parsed, vocabulary=learned, output=tokens)
+    total = 0
+    for split in documents.SPLITS:
+        store = TokenStore(tokens, split)
+        vocabulary = Vocabulary(store.vocabulary_path)
+        (whole,) = store.read(np.array([0]), store.tokens)
+        pieces = np.split(whole, store.documents[1:, 0])
+        for piece, document in zip(pieces, read_all(parsed, split).values(), strict=True):
+            assert vocabulary.decode(piece.tolist()) == document.text
+            assert piece.tolist() == [*vocabulary.encode(document.text), vocabulary.eos_id]
+            total += 1
+    assert total > 150
