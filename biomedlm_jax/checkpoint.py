@@ -1,8 +1,8 @@
 """What a run keeps: its settings, and saves of the device state with the place in the data.
 
-  WORKDIR/config.json              the settings, for refusing a run with others
-          vocabulary/              the vocabulary that the tokens belong to
-          checkpoints/<step>/      state and position, together or not at all (orbax)
+WORKDIR/config.json              the settings, for refusing a run with others
+        vocabulary/              the vocabulary that the tokens belong to
+        checkpoints/<step>/      state and position, together or not at all (orbax)
 """
 
 import contextlib
@@ -64,12 +64,12 @@ class Checkpoints:
             state=ocp.args.StandardRestore(like), position=ocp.args.JsonRestore()
         )
         found = self.manager.restore(step, args=parts)
-        if found.position["tokens_sha256"] != self.tokens:
+        if found["position"]["tokens_sha256"] != self.tokens:
             raise UserError(
                 f"config.data.store={self.experiment.data.store} holds other tokens than the run "
                 f"was trained on up to step {step}; use its store, or another --workdir"
             )
-        return found.state
+        return found["state"]
 
     def close(self) -> None:
         """Waits for the save that is under way."""
@@ -157,7 +157,7 @@ def load(workdir: Path) -> tuple[Experiment, dict, int]:
             item={"params": params}, restore_args={"params": as_numpy}, partial_restore=True
         )
         found = manager.restore(step, args=ocp.args.Composite(state=restore))
-    return experiment, found.state["params"], step
+    return experiment, found["state"]["params"], step
 
 
 def _folder(workdir: Path) -> Path:

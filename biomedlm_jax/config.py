@@ -96,7 +96,7 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """AdamW on every parameter after clipping by global norm; linear warm-up from 0, then cosine."""
+    """Clipping by global norm, then AdamW on every parameter; linear warm-up, then cosine."""
 
     peak_lr: float
     warmup_steps: int

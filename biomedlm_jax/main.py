@@ -6,6 +6,7 @@ stopped. --validate_only checks every setting, prints what the run would be, and
 
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
@@ -48,7 +49,10 @@ def description(experiment: Experiment) -> str:
         f"global batch    {batch:,} tokens ({experiment.data.batch:,} x {model.context:,})",
         f"run             {run.steps:,} steps, {run.steps * batch:,} tokens",
         f"flops           {model.flops_per_token:,} per token (6 N + 12 L d T)",
-        *(f"learning rate   {float(rate(step)):.5g} at step {step:,}" for step in steps),
+        *(
+            f"learning rate   {float(np.asarray(rate(step))):.5g} at step {step:,}"
+            for step in steps
+        ),
     ]
     return "\n".join(lines)
 

@@ -3,7 +3,6 @@
 import math
 
 import jax
-import numpy as np
 from jax.extend.backend import clear_backends
 from jax.sharding import AxisType
 
@@ -65,7 +64,7 @@ def check(experiment: Experiment, axes: dict[str, int]) -> None:
             )
 
 
-def make(experiment: Experiment, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make(experiment: Experiment, devices: list | None = None) -> jax.sharding.Mesh:
     """The mesh of a run, checked. CPU devices are made up, so there are as many as are asked for.
 
     Raises:
@@ -85,5 +84,5 @@ def make(experiment: Experiment, devices: list[jax.Device] | None = None) -> jax
         tuple(axes.values()),
         tuple(axes),
         axis_types=(AxisType.Auto,) * len(axes),
-        devices=np.asarray(devices).tolist(),
+        devices=devices,
     )

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import matplotlib
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from biomedlm_jax.config import Experiment
 from biomedlm_jax.entry import UserError
@@ -34,7 +34,7 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:
+def peak_flops(devices: list) -> tuple[float, str]:
     """Flops per second of all devices together, and where the figure is from: the table, or for
     another kind a product of two 1024 x 1024 matrices, timed here."""
     kind = devices[0].device_kind
@@ -64,16 +64,14 @@ class Writer:
         self.peak, source = peak_flops(jax.devices())
         self.tokens = experiment.data.batch * experiment.model.context
         self.file = workdir / "metrics.jsonl"
-        before = self.file.read_text().splitlines(keepends=True) if self.file.exists() else []
-        kept = [line for line in before if line.endswith("\n") and json.loads(line)["step"] <= first]
-        partial = self.file.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        partial.rename(self.file)
-        # Not SummaryWriter: it writes from a thread of its own, where a full disk goes unnoticed.
-        (workdir / "tensorboard").mkdir(exist_ok=True)
-        self.board = EventsWriter(str(workdir / "tensorboard" / "events"))
-        again = SessionLog(status=SessionLog.START)  # hides what was shown for later steps
-        self.board.write_event(Event(step=first + 1, session_log=again))
+        self._take_back()
+        folder = workdir / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        # Written at once and here, not by a thread of TensorBoard's, where a full disk would go
+        # unnoticed. The START event hides what was shown before for later steps.
+        self.board = RecordWriter((folder / f"events.out.tfevents.{time.time_ns()}").open("wb"))
+        self._event(file_version="brain.Event:2")
+        self._event(step=first + 1, session_log=SessionLog(status=SessionLog.START))
         self.last = (time.perf_counter(), first)
         self.start: tuple[float, int] | None = None
         print(f"MFU is of 6 N + 12 L d T flops per token and the {source}", flush=True)
@@ -109,18 +107,28 @@ class Writer:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and scalars for TensorBoard."""
-        now = time.time()
         try:
             with self.file.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
-            for name, value in values.items():
-                self.board.write_event(Event(wall_time=now, step=step, summary=scalar(name, value)))
+            scalars = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
+            self._event(step=step, summary=Summary(value=scalars))
             self.board.flush()
         except OSError as error:
             raise UserError(
                 f"metrics can not be written to --workdir={self.file.parent}: {error.strerror}; "
                 "its checkpoints are whole. Remove the cause and give the same command again"
             ) from error
+
+    def _take_back(self) -> None:
+        """Drops the lines after `first`, and one that was cut while it was written."""
+        lines = self.file.read_text().splitlines(keepends=True) if self.file.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        partial = self.file.with_suffix(".partial")
+        partial.write_text("".join(x for x in whole if json.loads(x)["step"] <= self.first))
+        partial.rename(self.file)
+
+    def _event(self, **content: Any) -> None:
+        self.board.write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # what it still held was refused and reported before

@@ -1,5 +1,7 @@
 """The learning rate, clipping by the global norm, and AdamW, on the pieces that a device stores."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -42,11 +44,14 @@ def adamw(experiment: Experiment) -> optax.GradientTransformation:
 def global_norm(tree: dict, specs: dict) -> jax.Array:
     """The 2-norm of all parameters or gradients, float32, each piece counted once wherever it is
     stored."""
-    sums: dict[tuple[str, ...], jax.Array] = {}
+    sums = collections.defaultdict(lambda: jnp.float32(0))  # of squares, by axes to sum over
     for leaf, spec in zip(jax.tree.leaves(tree), jax.tree.leaves(specs), strict=True):
         over = mesh_axes(spec)
-        sums[over] = sums.get(over, jnp.float32(0)) + jnp.sum(jnp.square(leaf))
-    return jnp.sqrt(sum(jax.lax.psum(part, over) if over else part for over, part in sums.items()))
+        sums[over] += jnp.sum(jnp.square(leaf))
+    total = jnp.float32(0)
+    for over, part in sums.items():
+        total += jax.lax.psum(part, over) if over else part
+    return jnp.sqrt(total)
 
 
 def clip(grads: dict, norm: jax.Array, chosen: Optimizer) -> dict:
@@ -57,4 +62,5 @@ def clip(grads: dict, norm: jax.Array, chosen: Optimizer) -> dict:
 
 def mesh_axes(spec: PartitionSpec) -> tuple[str, ...]:
     """All mesh axes that a PartitionSpec names."""
-    return tuple(axis for part in spec if part for axis in (part if type(part) is tuple else [part]))
+    parts = [part if isinstance(part, tuple) else (part,) for part in spec if part]
+    return tuple(axis for part in parts for axis in part)

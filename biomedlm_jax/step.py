@@ -9,6 +9,7 @@ parameter (its transpose scatters the gradient), a product over a split axis is 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def state_specs(experiment: Experiment) -> State:
     opt_state = optax.tree.map_params(
         tx, lambda _, spec: spec, shapes, params, transform_non_params=lambda _: PartitionSpec()
     )
-    return State(PartitionSpec(), params, opt_state)
+    return State(PartitionSpec(), params, opt_state)  # pyright: ignore
 
 
 def state_shardings(experiment: Experiment, mesh: Mesh) -> State:
@@ -76,7 +77,7 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Callable:
         norm = global_norm(grads, specs.params)
         grads = clip(grads, norm, experiment.optimizer)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = cast(dict, optax.apply_updates(state.params, updates))
         metrics = {
             "loss": loss,
             "grad_norm": norm,
@@ -102,9 +103,7 @@ def eval_step(experiment: Experiment, mesh: Mesh) -> Callable:
         return jax.lax.psum(jnp.where(real, nats, 0.0).sum(), BATCH)
 
     in_specs = (gpt.specs(experiment.model), BATCH_SPEC, BATCH_SPEC)
-    return jax.jit(
-        jax.shard_map(evaluate, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec())
-    )
+    return jax.jit(jax.shard_map(evaluate, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec()))
 
 
 def forward(experiment: Experiment, mesh: Mesh) -> Callable:

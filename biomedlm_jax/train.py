@@ -45,8 +45,9 @@ def fit(experiment: Experiment, workdir: Path) -> steps.State:
             state = jax.jit(lambda: steps.init(experiment), out_shardings=shardings)()
         first = int(state.step)
         print(
-            f"{model.parameters:,} parameters on {dict(mesh.shape)} {jax.devices()[0].device_kind}; "
-            f"{loader.blocks:,} blocks of {model.context} tokens; from step {first} to {run.steps}",
+            f"{model.parameters:,} parameters on {mesh.devices.size} x "
+            f"{mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}; {loader.blocks:,} blocks "
+            f"of {model.context} tokens; from step {first} to {run.steps}",
             flush=True,
         )
 

@@ -40,7 +40,8 @@ def test_losses_agree_on_every_mesh(mesh, one_device):
 
 @pytest.mark.parametrize("remat", ["named", "full"])
 def test_losses_agree_under_every_remat_policy(remat, one_device):
-    np.testing.assert_allclose(curve(changed(TINY, model__remat=remat), (1, 1, 1)), one_device, rtol=1e-5)
+    found = curve(changed(TINY, model__remat=remat), (1, 1, 1))
+    np.testing.assert_allclose(found, one_device, rtol=1e-5)
 
 
 def test_bfloat16_follows_float32(one_device):
@@ -53,7 +54,8 @@ def test_bfloat16_follows_float32(one_device):
 def test_dropout_acts_in_training_and_follows_the_seed(one_device):
     without = curve(changed(TINY, model__dropout=0.0), (1, 1, 1), steps=1)
     assert abs(without[0, 0] - one_device[0, 0]) > 1e-4
-    assert not np.array_equal(curve(changed(TINY, run__seed=18), (1, 1, 1), steps=1), one_device[:1])
+    reseeded = curve(changed(TINY, run__seed=18), (1, 1, 1), steps=1)
+    assert not np.array_equal(reseeded, one_device[:1])
 
 
 def test_published_model_without_memory():
@@ -98,7 +100,11 @@ def test_init_is_the_published_one():
 @pytest.mark.parametrize(
     ("mesh", "settings", "message"),
     [
-        ((3, 1, 2), {}, r"data\.batch=8 does not split over .*data=3 .* = 3 groups.*; 6 or 9 would"),
+        (
+            (3, 1, 2),
+            {},
+            r"data\.batch=8 does not split over .*data=3 .* = 3 groups.*; 6 or 9 would",
+        ),
         ((1, 1, 8), {}, r"model\.heads is 4, .*mesh\.model=8 = 8; 1, 2, 4 would fit"),
         ((1, 5, 1), {"data__batch": 5}, r"model\.width is 64, .*mesh\.fsdp=5 = 5; 1, 2, 4 would"),
         ((1, 3, 1), {"data__batch": 3, "model__width": 72}, r"mlp is 256, .* = 3; 1, 2 would fit"),

@@ -21,9 +21,7 @@ ON_DEVICES = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__model": 2}
 
 @pytest.fixture(scope="module")
 def experiment(store):
-    return changed(
-        TINY, data__store=str(store), run__save_every=3, run__eval_every=5, **ON_DEVICES
-    )
+    return changed(TINY, data__store=str(store), run__save_every=3, run__eval_every=5, **ON_DEVICES)
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +46,21 @@ def test_a_run_leaves_what_people_look_for(uninterrupted):
     steps = [line["step"] for line in lines if "loss" in line]
     assert steps == list(range(1, 11))
     first, *_, last = (line for line in lines if "loss" in line)
-    assert {"loss", "grad_norm", "param_norm", "learning_rate", "tokens_per_second", "mfu"} <= last.keys()
+    assert {
+        "loss",
+        "grad_norm",
+        "param_norm",
+        "learning_rate",
+        "tokens_per_second",
+        "mfu",
+    } <= last.keys()
     assert [line["step"] for line in lines if "bits_per_byte" in line] == [0, 5, 10]
     assert last["loss"] < first["loss"] - 1
     assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
     kept = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert kept == [9, 10]
-    experiment, params, done = checkpoint.load(workdir)
+    _, params, done = checkpoint.load(workdir)
     assert done == 10
     assert equal(params, state.params)
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
@@ -145,7 +150,7 @@ def fit_until(experiment, workdir, step_number):
     """The first steps of a run, by an error in the loader that comes after a save."""
     from biomedlm_jax.pipeline.loader import Loader
 
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     batches = Loader.batches
@@ -153,12 +158,12 @@ def fit_until(experiment, workdir, step_number):
     def cut(self, first, last):
         for number, batch in enumerate(batches(self, first, last), first):
             if number == step_number:
-                raise Stopped
+                raise StoppedError
             yield batch
 
     Loader.batches = cut
     try:
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             fit(experiment, workdir)
     finally:
         Loader.batches = batches
@@ -254,9 +259,7 @@ def small_disk(uninterrupted, tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(
-    command, experiment, uninterrupted, small_disk
-):
+def test_a_full_disk_leaves_the_checkpoint_before(command, experiment, uninterrupted, small_disk):
     workdir, filler = small_disk / "run", small_disk / "filler"
     fit_until(experiment, workdir, 5)
     room = os.statvfs(small_disk)

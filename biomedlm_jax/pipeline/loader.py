@@ -55,7 +55,8 @@ class Loader:
         """Batch `step`; each host reads the rows that its devices hold, and no others."""
         starts, rows = self.starts(step), {}
 
-        def read(index: tuple[slice, ...]) -> np.ndarray:
+        def read(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # it is for arrays without a sharding
             key = index[0].indices(len(starts))
             if key not in rows:  # devices along `model` hold the same rows
                 rows[key] = self.store.read(starts[index[0]], self.shape[1])
@@ -108,12 +109,13 @@ def shuffled(
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
-    keys = _mix(np.arange(8, dtype=np.uint64) + _mix(np.uint64([seed % 2**64])) + np.uint64(epoch))
+    key = _mix(_mix(np.array([seed % 2**64], np.uint64)) + np.uint64(epoch))
+    round_keys = _mix(key + np.arange(8, dtype=np.uint64))
     x, outside = index.astype(np.uint64), np.ones(index.shape, bool)
     while outside.any():
         left, right = x[outside] >> np.uint64(half), x[outside] & mask
-        for key in keys:
-            left, right = right, left ^ (_mix(right + key) & mask)
+        for round_key in round_keys:
+            left, right = right, left ^ (_mix(right + round_key) & mask)
         x[outside] = left << np.uint64(half) | right
         outside = x >= size
     return x.astype(np.int64)

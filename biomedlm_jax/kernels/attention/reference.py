@@ -19,7 +19,7 @@ def attention(
     first_row: Int[Array, ""] | int,
     first_head: Int[Array, ""] | int,
 ) -> Float[Array, "B T N H"]:
-    """See `api.attention`. Scores and softmax are float32 [B, N, T, S]; products run in q's dtype."""
+    """See `api.attention`. Scores and softmax are float32 [B, N, T, S], products in q's dtype."""
     batch, length, heads, _ = q.shape
     scores_BNTS = scale * jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=jnp.float32)
     allowed_TS = jnp.tril(jnp.ones((length, length), bool))

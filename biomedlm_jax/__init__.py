@@ -1,0 +1,19 @@
+"""BioMedLM in JAX. Read the files in this order; imports point up the list, a test sees to it.
+
+entry.py                     errors for people, outputs that are whole
+config.py                    what a run is made of
+layout.py                    the alphabet of axes, and where each lives on the mesh
+mesh.py                      the devices, and what divides over them
+kernels/                     dropout, attention
+model/layers.py, gpt.py      the decoder
+objective.py                 the loss
+optimizer.py                 the learning rate, clipping, AdamW
+step.py                      one update: everything above under one shard_map
+pipeline/                    the token store, the vocabulary, seqio tasks, the batch loader
+checkpoint.py                what is kept
+held_out.py                  bits per byte of unseen text
+metrics.py                   what people look at
+train.py                     the loop
+hf/                          the way to Hugging Face
+main.py                      the command line
+"""
