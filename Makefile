@@ -47,7 +47,7 @@ lint: setup
 	$(VENV)/bin/pyright
 
 golden: setup
-	$(VENV)/bin/python -m pytest tests -m golden --renew
+	$(VENV)/bin/python -m pytest -k golden --renew
 
 clean:
 	rm -rf $(RUNS) .pytest_cache .ruff_cache .hypothesis

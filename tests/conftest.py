@@ -66,6 +66,23 @@ TINY = config.Experiment(
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption("--renew", action="store_true", help="write tests/golden anew")
+
+
+@pytest.fixture
+def golden(request) -> Callable[[str, str], str]:
+    """golden(name, found): the text of tests/golden/name; with --renew, what was found."""
+
+    def read(name: str, found: str) -> str:
+        file = ROOT / "tests/golden" / name
+        if request.config.getoption("--renew"):
+            file.write_text(found)
+        return file.read_text()
+
+    return read
+
+
 def changed(experiment: config.Experiment, **settings) -> config.Experiment:
     """changed(TINY, model__layers=3): `experiment` with other settings."""
     for name, value in settings.items():

@@ -73,14 +73,22 @@ def test_published_model_without_memory():
     assert sum(jax.tree.leaves(pieces.opt_state)) < 1.002 * 2 * stored / 16
 
 
-def test_parameter_shapes_are_a_contract():
+def test_golden_losses(one_device, golden):
+    """A change that is said to be neutral leaves these alone."""
+    found = "".join(f"{loss:.9g} {norm:.9g}\n" for loss, norm in one_device)
+    expected = np.loadtxt(golden("losses.txt", found).splitlines())
+    np.testing.assert_allclose(one_device, expected, rtol=2e-6)
+
+
+def test_golden_parameters(golden):
+    """Names and shapes are a contract with every checkpoint."""
     shapes = jax.eval_shape(lambda: gpt.init(TINY.model, jax.random.key(0)))
     flat, _ = jax.tree.flatten_with_path(shapes)
     found = "".join(
         f"{jax.tree_util.keystr(path, simple=True, separator='/'):<22} {leaf.shape}\n"
         for path, leaf in flat
     )
-    assert found == (ROOT / "tests/golden/parameters.txt").read_text()
+    assert found == golden("parameters.txt", found)
 
 
 def test_init_is_the_published_one():
