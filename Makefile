@@ -12,7 +12,6 @@ CPUS := $(shell nproc 2>/dev/null || echo 2)
 TESTS := $(VENV)/bin/python -m pytest -n $(CPUS) --dist worksteal
 
 export JAX_PLATFORMS ?= cpu
-export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: setup demo small test test-quick test-slow lint golden clean
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from biomedlm_jax import checkpoint, entry, step
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.config import Experiment
+from biomedlm_jax.config import Mesh as MeshConfig
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.layout import IN_USE, spec
 from biomedlm_jax.pipeline.loader import held_out
@@ -105,6 +106,8 @@ def xz_bits_per_byte(documents: list[str]) -> float:
 
 def main(workdir: Path) -> None:
     experiment, params, done = checkpoint.load(workdir)
+    # All devices that are here, whatever mesh the run had.
+    experiment = dataclasses.replace(experiment, mesh=MeshConfig(data=1, fsdp=-1, model=1))
     mesh = meshes.make(experiment)
     store, train = (TokenStore(experiment.data.store, s) for s in ("heldout", "train"))
     ids = [{tuple(row) for row in split.documents[:, 2:].tolist()} for split in (store, train)]

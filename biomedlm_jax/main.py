@@ -4,6 +4,7 @@ A setting is changed by --config.section.name=value. The same command again goes
 stopped. --validate_only checks every setting, prints what the run would be, and allocates nothing.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,16 @@ def main() -> None:
 
 
 def description(experiment: Experiment) -> str:
-    """What a run would be, from its settings alone: no model, no data, no devices."""
+    """What a run would be, from its settings alone: no model, no data.
+
+    Raises:
+      UserError: the mesh can not divide the model or the batch, however many devices there are.
+    """
+    from biomedlm_jax.mesh import check
     from biomedlm_jax.optimizer import schedule
+
+    mesh = dataclasses.asdict(experiment.mesh)
+    check(experiment, {axis: max(size, 1) for axis, size in mesh.items()})
 
     model, run, chosen = experiment.model, experiment.run, experiment.optimizer
     rate = schedule(experiment)
@@ -47,6 +56,7 @@ def description(experiment: Experiment) -> str:
         f"stored on mesh  {model.padded_vocab - model.vocab} rows of padding besides, for a "
         f"vocabulary of {model.vocab:,} padded to {model.padded_vocab:,}",
         f"global batch    {batch:,} tokens ({experiment.data.batch:,} x {model.context:,})",
+        f"mesh            {mesh}; -1 takes the devices that are left",
         f"run             {run.steps:,} steps, {run.steps * batch:,} tokens",
         f"flops           {model.flops_per_token:,} per token (6 N + 12 L d T)",
         *(

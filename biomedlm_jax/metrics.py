@@ -153,7 +153,7 @@ def plot(workdir: Path) -> Path:
         points = [(line["step"], line[name]) for line in lines if name in line]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
-    axes.set(xlabel="step", ylabel="loss, nats per token", title=workdir.name)
+    axes.set(xlabel="step", ylabel="loss, nats per token", title=str(workdir))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(workdir / "loss.png", dpi=150)

@@ -2,9 +2,9 @@
 
 Run:     make demo, or for this stage alone
          python -m biomedlm_jax.main --config=configs/demo.py --workdir=runs/demo/run
-Model:   4 x 128, 4 heads
-Tokens:  TODO
-Expect:  TODO
+Model:   4 x 128, 4 heads: 1,071,872 parameters
+Tokens:  32 x 128 x 300 steps = 1.2 million, six passes over 392 documents
+Expect:  loss 7.65 at step 0, 2.00 at step 300
 """
 
 from ml_collections import ConfigDict
@@ -40,11 +40,11 @@ def get_config() -> ConfigDict:
     )
     config.run = dict(
         seed=17,
-        steps=600,
-        log_every=20,
-        eval_every=200,
+        steps=300,
+        log_every=10,
+        eval_every=100,
         eval_batches=20,
-        save_every=200,
+        save_every=100,
         keep=2,
     )
     return config
