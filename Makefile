@@ -13,12 +13,13 @@ TESTS := $(VENV)/bin/python -m pytest -n $(CPUS) --dist worksteal
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: setup demo small test test-quick test-slow lint golden clean
+.PHONY: setup demo small test test-slow lint golden clean
 
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say make PYTHON=...")'
+	@$(if $(PYTHON),,echo "error: no Python with venv found; install Python 3.11 or 3.12, or say make PYTHON=..."; exit 2)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"error: Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}; say make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	$(VENV)/bin/pip check
@@ -33,9 +34,6 @@ small: setup
 
 test: setup
 	$(TESTS) -m "not slow"
-
-test-quick: setup
-	$(TESTS) -m "not slow" tests
 
 test-slow: setup
 	$(TESTS)

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ from biomedlm_jax.config import Experiment, build, differences
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.step import State, init, state_shardings
+
+STATE, POSITION = "state", "position"  # the parts of a save
 
 
 class Checkpoints:
@@ -34,23 +37,25 @@ class Checkpoints:
         claim(workdir, experiment, store)
         options = ocp.CheckpointManagerOptions(max_to_keep=experiment.run.keep)
         self.manager = ocp.CheckpointManager(_folder(workdir).absolute(), options=options)
-        self.experiment, self.tokens = experiment, store.sha256
+        self.experiment = experiment
 
     def save(self, state: State, step: int) -> None:
-        """Starts a save; blocks only while an earlier one is unfinished and to copy the state."""
-        position = {"step": step, "tokens_sha256": self.tokens}
-        parts = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
-        )
+        """Starts a save; blocks only while an earlier one is unfinished and to copy the state.
+
+        The place in the data is the number of the next batch, for batches are a function of it.
+        """
+        parts = {
+            STATE: ocp.args.StandardSave(state),
+            POSITION: ocp.args.JsonSave({"next_batch": step}),
+        }
         with self._reported():
-            self.manager.save(step, args=parts, force=True)
+            self.manager.save(step, args=ocp.args.Composite(**parts), force=True)
 
     def latest(self, mesh: jax.sharding.Mesh) -> State | None:
         """The newest save on this mesh, which need not be the mesh that wrote it, or None.
 
         Raises:
-          UserError: it was trained on a store with other tokens, so its place in the data means
-            nothing here.
+          UserError: it can not be read.
         """
         step = self.manager.latest_step()
         if step is None:
@@ -60,16 +65,10 @@ class Checkpoints:
             jax.eval_shape(lambda: init(self.experiment)),
             state_shardings(self.experiment, mesh),
         )
-        parts = ocp.args.Composite(
-            state=ocp.args.StandardRestore(like), position=ocp.args.JsonRestore()
-        )
-        found = self.manager.restore(step, args=parts)
-        if found["position"]["tokens_sha256"] != self.tokens:
-            raise UserError(
-                f"config.data.store={self.experiment.data.store} holds other tokens than the run "
-                f"was trained on up to step {step}; use its store, or another --workdir"
-            )
-        return found["state"]
+        parts = {STATE: ocp.args.StandardRestore(like), POSITION: ocp.args.JsonRestore()}
+        found = _restored(self.manager, step, ocp.args.Composite(**parts))
+        assert found[POSITION]["next_batch"] == int(found[STATE].step)
+        return found[STATE]
 
     def close(self) -> None:
         """Waits for the save that is under way."""
@@ -81,62 +80,92 @@ class Checkpoints:
     def _reported(self) -> Iterator[None]:
         try:
             yield
-        except ValueError as error:  # how tensorstore reports what the file system refused
+        except (OSError, ValueError) as error:
+            # How tensorstore reports what the file system refused; another ValueError is a bug.
+            if isinstance(error, ValueError) and "Error writing" not in str(error):
+                raise
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"a checkpoint could not be written; those before it in {self.manager.directory} "
-                f"are whole. Remove the cause and give the same command again: {reason}"
+                f"a checkpoint could not be written to {self.manager.directory}; those that were "
+                f"there are whole. Remove the cause and give the same command again: {reason}"
             ) from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What WORKDIR/config.json says: whose folder it is."""
+
+    experiment: Experiment
+    vocabulary_sha256: str
+    tokens_sha256: str  # of the training split
+
+    def check(self, workdir: Path, store: TokenStore) -> None:
+        """Raises UserError where `store` is not the training split that the run began with."""
+        for name, ours, theirs in [
+            ("vocabulary", self.vocabulary_sha256, store.vocabulary_sha256),
+            ("tokens", self.tokens_sha256, store.sha256),
+        ]:
+            if ours != theirs:
+                raise UserError(
+                    f"config.data.store={store.path} does not have the {name} of the run in "
+                    f"{workdir}; use its store, or another --workdir"
+                )
 
 
 def claim(workdir: Path, experiment: Experiment, store: TokenStore) -> None:
     """Makes `workdir` the folder of this experiment, or finds that it is.
 
     Raises:
-      UserError: it belongs to an experiment with other settings or another vocabulary.
+      UserError: it belongs to an experiment with other settings or another store, or to nobody
+        knows whom.
     """
     if store.vocab_size != experiment.model.vocab:
         raise UserError(
             f"config.model.vocab={experiment.model.vocab}, but the vocabulary of config.data.store="
             f"{store.path} has {store.vocab_size} tokens; set one to the other"
         )
+    ours = Claim(
+        experiment=experiment,
+        vocabulary_sha256=store.vocabulary_sha256,
+        tokens_sha256=store.sha256,
+    )
     file = workdir / "config.json"
     if file.exists():
-        before, vocabulary = read_claim(workdir)
-        if changed := differences(experiment, before):
+        before = read_claim(workdir)
+        if changed := differences(experiment, before.experiment):
             raise UserError(
                 f"--workdir={workdir} belongs to a run with other settings:\n  "
                 + "\n  ".join(changed)
                 + "\nuse another --workdir, or the settings of that run"
             )
-        if vocabulary != store.vocabulary_sha256:
-            raise UserError(
-                f"--workdir={workdir} belongs to a run with another vocabulary than that of "
-                f"config.data.store={store.path}; use its store, or another --workdir"
-            )
-        return
-    if _folder(workdir).exists():
-        raise UserError(f"--workdir={workdir} has checkpoints but no config.json; use another one")
+        before.check(workdir, store)
+        if ours == before:
+            return
+    elif found := [x for x in ("checkpoints", "metrics.jsonl") if (workdir / x).exists()]:
+        raise UserError(
+            f"--workdir={workdir} has {' and '.join(found)} but no config.json, so nobody knows "
+            "of which run; use another --workdir"
+        )
     (workdir / "vocabulary").mkdir(parents=True, exist_ok=True)
     shutil.copy2(store.vocabulary_path, workdir / "vocabulary")
-    content = dataclasses.asdict(experiment) | {"vocabulary_sha256": store.vocabulary_sha256}
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.write_text(json.dumps(dataclasses.asdict(ours), indent=2) + "\n")
     partial.rename(file)
 
 
-def read_claim(workdir: Path) -> tuple[Experiment, str]:
-    """The settings of the run in `workdir`, and the hash of its vocabulary.
+def read_claim(workdir: Path) -> Claim:
+    """Of the run in `workdir`.
 
     Raises:
-      UserError: there is no run.
+      UserError: there is none.
     """
     file = workdir / "config.json"
     if not file.is_file():
         raise UserError(f"{workdir} is no folder of a run: {file} is missing")
-    content = json.loads(file.read_text())
-    vocabulary = content.pop("vocabulary_sha256")
-    return build(Experiment, content), vocabulary
+    try:
+        return build(Claim, json.loads(file.read_text()), str(file))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} is not what a run of this version writes: {error}") from error
 
 
 def load(workdir: Path) -> tuple[Experiment, dict, int]:
@@ -146,7 +175,7 @@ def load(workdir: Path) -> tuple[Experiment, dict, int]:
     Raises:
       UserError: no run, or no save yet.
     """
-    experiment, _ = read_claim(workdir)
+    experiment = read_claim(workdir).experiment
     with ocp.CheckpointManager(_folder(workdir).absolute()) as manager:
         step = manager.latest_step()
         if step is None:
@@ -156,8 +185,18 @@ def load(workdir: Path) -> tuple[Experiment, dict, int]:
         restore = ocp.args.PyTreeRestore(
             item={"params": params}, restore_args={"params": as_numpy}, partial_restore=True
         )
-        found = manager.restore(step, args=ocp.args.Composite(state=restore))
-    return experiment, found["state"]["params"], step
+        found = _restored(manager, step, ocp.args.Composite(**{STATE: restore}))
+    return experiment, found[STATE]["params"], step
+
+
+def _restored(manager: ocp.CheckpointManager, step: int, parts: ocp.args.Composite) -> Any:
+    try:
+        return manager.restore(step, args=parts)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"checkpoint {step} in {manager.directory} can not be read; put its folder somewhere "
+            f"else, and the same command goes on from the one before: {error}"
+        ) from error
 
 
 def _folder(workdir: Path) -> Path:

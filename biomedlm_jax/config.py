@@ -1,15 +1,18 @@
 """The settings of a run, as frozen dataclasses.
 
 A file in `configs/` gives every value; `build` turns it into an `Experiment`, the only place
-where names become objects. Below that line there are no strings to look up and no defaults.
-What a value does alone is checked here; what depends on devices is checked in `mesh.py`, and
-what depends on the corpus in `pipeline/loader.py`.
+where names become objects. Below that line there are no defaults. What a value can be alone is
+checked here; what depends on devices in `mesh.py`, what depends on the corpus in
+`pipeline/loader.py` and `checkpoint.py`.
 """
 
 import dataclasses
 import difflib
+import math
+import re
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from biomedlm_jax.entry import UserError
@@ -36,6 +39,7 @@ class Model:
 
     def __post_init__(self) -> None:
         _positive(self, "model", "layers", "width", "heads", "mlp", "vocab", "context", "init_std")
+        _positive(self, "model", "layer_norm_epsilon")
         if self.width % self.heads:
             raise UserError(
                 f"config.model.width={self.width} does not split into config.model.heads="
@@ -109,9 +113,14 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         _positive(self, "optimizer", "peak_lr", "eps", "clip_norm")
-        for name in ("final_lr_fraction", "b1", "b2"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"config.optimizer.{name}={getattr(self, name)} is not in [0, 1]")
+        _positive(self, "optimizer", "warmup_steps", "weight_decay", or_zero=True)
+        if not 0 <= self.final_lr_fraction <= 1:
+            raise UserError(
+                f"config.optimizer.final_lr_fraction={self.final_lr_fraction} is not in [0, 1]"
+            )
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"config.optimizer.{name}={getattr(self, name)} is not in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,6 +137,7 @@ class Run:
 
     def __post_init__(self) -> None:
         _positive(self, "run", "steps", "log_every", "eval_batches", "keep")
+        _positive(self, "run", "seed", "eval_every", "save_every", or_zero=True)
 
     def due(self, done: int, every: int) -> bool:
         """Whether something of period `every` happens when `done` steps are done."""
@@ -183,16 +193,39 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
     return cls(**{k: _typed(hint, values[k], f"{path}.{k}") for k, hint in hints.items()})
 
 
-def check_overrides(arguments: list[str]) -> None:
-    """Raises UserError where an argument `--config.section.name=value` names no setting."""
-    for argument in arguments:
-        if not argument.startswith("--config."):
-            continue
+def overrides(arguments: list[str]) -> list[str]:
+    """The arguments that change a setting, as --config.section.name=value.
+
+    Raises:
+      UserError: one of another form, or one that names no setting.
+    """
+    found = ["--" + x.lstrip("-") for x in arguments if re.match("--?config[.]", x)]
+    for argument in found:
+        if "=" not in argument:
+            raise UserError(f"{argument} has no value; write {argument}=value")
         path, hint = "config", Experiment
         for name in argument.partition("=")[0].removeprefix("--config.").split("."):
             hints = typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
             _known(name, hints, path)
             path, hint = f"{path}.{name}", hints[name]
+    return found
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Says what absl would not, before it parses: see `overrides`, and that --config is a file.
+
+    Raises:
+      UserError: also when --config names no Python file.
+    """
+    overrides(arguments)
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name in ("--config", "-config") and not (
+            value.endswith(".py") and Path(value).is_file()
+        ):
+            raise UserError(
+                f"{argument} names no config file; for example --config=configs/demo.py"
+            )
 
 
 def _known(name: str, hints: dict[str, Any], path: str) -> None:
@@ -212,16 +245,19 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
             raise UserError(f"{path}={value!r}; allowed are {', '.join(map(repr, allowed))}")
         return value
     if hint is float and type(value) is int:
-        return float(value)
+        value = float(value)
     if type(value) is not hint:
         raise UserError(f"{path}={value!r} is not of type {hint.__name__}")
+    if hint is float and not math.isfinite(value):
+        raise UserError(f"{path}={value!r} is not a finite number")
     return value
 
 
-def _positive(section: Any, path: str, *names: str) -> None:
+def _positive(section: Any, path: str, *names: str, or_zero: bool = False) -> None:
     for name in names:
-        if getattr(section, name) <= 0:
-            raise UserError(f"config.{path}.{name}={getattr(section, name)} is not positive")
+        if (value := getattr(section, name)) < 0 or (value == 0 and not or_zero):
+            wanted = "0 or more" if or_zero else "positive"
+            raise UserError(f"config.{path}.{name}={value} is not {wanted}")
 
 
 def flat(experiment: Experiment) -> dict[str, Any]:

@@ -27,9 +27,11 @@ def run(main: Callable[[], None], check: Callable[[list[str]], None] | None = No
     """
 
     def guarded(argv: list[str]) -> None:
-        # JAX logs every backend that is not there, orbax the stages of every save; what goes wrong
-        # they raise as well.
+        # JAX logs every backend that is not there, orbax the stages of every save, and the futures
+        # of a save that failed each their own end; what goes wrong is raised as well.
         logging.getLogger("jax").setLevel(logging.WARNING)
+        for name in ("concurrent.futures", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         absl_logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
         with reported():
             if len(argv) > 1:
@@ -51,6 +53,12 @@ def reported() -> Iterator[None]:
         sys.exit(2)
 
 
+def check_output(path: Path) -> None:
+    """Raises UserError where an output folder is there already and not an empty folder."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise UserError(f"--output={path} is not empty; name another folder or remove it first")
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to write into that becomes `path` only when the block ends without an error.
@@ -61,8 +69,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
       UserError: `path` is there already and not an empty folder.
     """
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise UserError(f"--output={path} is not empty; name another folder or remove it first")
+    check_output(path)
+    path = path.absolute()
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

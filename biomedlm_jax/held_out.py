@@ -28,6 +28,8 @@ from biomedlm_jax.pipeline.loader import held_out
 from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 
+ROWS_PER_DEVICE = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class Score:
@@ -58,24 +60,18 @@ def score(
     params: dict,
     store: TokenStore,
     *,
+    rows: int,
     batches: int | None = None,
     progress: bool = False,
 ) -> Score:
-    """The score of `params` on a split, or on its first `batches` batches.
+    """The score of `params` on a split of at least 2 tokens, or on its first `batches` batches.
 
     evaluate: from `step.eval_step`.
-
-    Raises:
-      UserError: the split is empty.
+    rows: windows in a batch, over all devices.
     """
-    if store.tokens < 2:
-        raise UserError(
-            f"config.data.store={store.path} has no held-out documents; build it with a larger "
-            "--heldout_per_mille, or set config.run.eval_every=0"
-        )
     sharding = NamedSharding(mesh, spec("bt", IN_USE))
     sizes = Vocabulary(store.vocabulary_path).token_bytes()
-    rows, length = experiment.data.batch, experiment.model.context
+    length = experiment.model.context
     windows = itertools.islice(held_out(store, batch=rows, length=length), batches)
     total = -(-(store.tokens - 1) // ((length - 1) * rows))
     nats, labels, nbytes = 0.0, 0, 0
@@ -105,18 +101,27 @@ def xz_bits_per_byte(documents: list[str]) -> float:
 
 
 def main(workdir: Path) -> None:
+    claim = checkpoint.read_claim(workdir)
+    store, train = (TokenStore(claim.experiment.data.store, s) for s in ("heldout", "train"))
+    claim.check(workdir, train)
+    if store.tokens < 2:
+        raise UserError(f"{store.path} has no held-out documents, so there is nothing to score")
     experiment, params, done = checkpoint.load(workdir)
-    # All devices that are here, whatever mesh the run had.
-    experiment = dataclasses.replace(experiment, mesh=MeshConfig(data=1, fsdp=-1, model=1))
+    # All devices that are here, whatever mesh the run had, and a batch that suits them.
+    rows = ROWS_PER_DEVICE * jax.device_count()
+    experiment = dataclasses.replace(
+        experiment,
+        mesh=MeshConfig(data=1, fsdp=-1, model=1),
+        data=dataclasses.replace(experiment.data, batch=rows),
+    )
     mesh = meshes.make(experiment)
-    store, train = (TokenStore(experiment.data.store, s) for s in ("heldout", "train"))
     ids = [{tuple(row) for row in split.documents[:, 2:].tolist()} for split in (store, train)]
     if shared := ids[0] & ids[1]:
         raise UserError(f"{store.path} has {len(shared)} held-out documents in training too")
     shardings = step.state_shardings(experiment, mesh).params
     params = jax.device_put(params, shardings)
     evaluate = step.eval_step(experiment, mesh)
-    model = score(experiment, mesh, evaluate, params, store, progress=True)
+    model = score(experiment, mesh, evaluate, params, store, rows=rows, progress=True)
     xz = xz_bits_per_byte(text(store))
     print(
         f"{len(store.documents):,} held-out documents, {model.bytes:,} bytes, none of them among "

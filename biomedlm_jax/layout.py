@@ -48,11 +48,6 @@ def spec(axes: str, places: Places) -> PartitionSpec:
     return PartitionSpec(*parts)
 
 
-def stored_over(axes: str) -> tuple[str, ...]:
-    """The mesh axes that the pieces of a parameter are spread over."""
-    return tuple(axis for part in spec(axes, STORED) if part for axis in part)
-
-
 def parameter(axes: str, value: jax.Array) -> nnx.Param:
     return nnx.Param(value, axes=axes)
 

@@ -12,26 +12,23 @@ from absl import flags
 from ml_collections import config_flags
 
 from biomedlm_jax import entry
-from biomedlm_jax.config import Experiment, build, check_overrides
+from biomedlm_jax.config import Experiment, build, check_arguments
 from biomedlm_jax.entry import UserError
-
-CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, metrics, settings")
-VALIDATE_ONLY = flags.DEFINE_bool("validate_only", False, "check and describe, do not train")
 
 
 def main() -> None:
-    if CONFIG.value is None:
+    given = flags.FLAGS
+    if given.config is None:
         raise UserError("--config is missing; for example --config=configs/demo.py")
-    experiment = build(Experiment, CONFIG.value.to_dict())
-    if VALIDATE_ONLY.value:
+    experiment = build(Experiment, given.config.to_dict())
+    if given.validate_only:
         print(description(experiment))
         return
-    if WORKDIR.value is None:
+    if given.workdir is None:
         raise UserError("--workdir is missing; the run's checkpoints and metrics go there")
     from biomedlm_jax.train import fit  # JAX starts here, after the settings were found good
 
-    fit(experiment, Path(WORKDIR.value))
+    fit(experiment, Path(given.workdir))
 
 
 def description(experiment: Experiment) -> str:
@@ -68,4 +65,7 @@ def description(experiment: Experiment) -> str:
 
 
 if __name__ == "__main__":
-    entry.run(main, check_overrides)
+    config_flags.DEFINE_config_file("config", None, "a file of configs/")
+    flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, metrics, settings")
+    flags.DEFINE_bool("validate_only", False, "check and describe, do not train")
+    entry.run(main, check_arguments)

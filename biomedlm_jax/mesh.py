@@ -26,7 +26,8 @@ def sizes(mesh: MeshConfig, devices: int) -> dict[str, int]:
         shown = " x ".join(f"config.mesh.{name}={size}" for name, size in given.items())
         raise UserError(
             f"{shown} does not give the {devices} devices that are here; the axes multiply to the "
-            "number of devices, and one of them can be -1 to take what is left"
+            "number of devices: one of them can be -1 to take what is left, the others are of "
+            f"{', '.join(str(n) for n in range(1, devices + 1) if devices % n == 0)}"
         )
     return filled
 
@@ -65,7 +66,8 @@ def check(experiment: Experiment, axes: dict[str, int]) -> None:
 
 
 def make(experiment: Experiment, devices: list | None = None) -> jax.sharding.Mesh:
-    """The mesh of a run, checked. CPU devices are made up, so there are as many as are asked for.
+    """The mesh of a run, checked. CPU devices are made up: there are as many as are asked for, and
+    -1 asks for one.
 
     Raises:
       UserError: see `sizes` and `check`.
@@ -73,7 +75,7 @@ def make(experiment: Experiment, devices: list | None = None) -> jax.sharding.Me
     if devices is None:
         devices = jax.devices()
         given = (experiment.mesh.data, experiment.mesh.fsdp, experiment.mesh.model)
-        wanted = math.prod(given) if -1 not in given else len(devices)
+        wanted = math.prod(max(size, 1) for size in given)
         if devices[0].platform == "cpu" and wanted > len(devices):
             clear_backends()
             jax.config.update("jax_num_cpu_devices", wanted)

@@ -49,8 +49,10 @@ def peak_flops(devices: list) -> tuple[float, str]:
         start = time.perf_counter()
         product(x, x).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    peak = 2 * 1024**3 / min(seconds)  # devices of a CPU share its cores
-    return peak, f"{peak / 1e9:.0f} GFLOP/s float32 product timed on this {kind}"
+    peak = 2 * 1024**3 / min(seconds)
+    if devices[0].platform != "cpu":  # devices of a CPU share its cores
+        peak *= len(devices)
+    return peak, f"{peak / 1e9:,.0f} GFLOP/s of a float32 product timed on this {kind}"
 
 
 class Writer:
@@ -95,15 +97,13 @@ class Writer:
             flush=True,
         )
 
-    def held_out(self, step: int, score: Score) -> None:
-        """The score after `step` updates; the time it took is no part of the training's speed."""
+    def held_out(self, step: int, score: Score, seconds: float) -> None:
+        """The score after `step` updates; the seconds it took are no part of training's speed."""
         self.write(step, {"held_out_loss": score.loss, "bits_per_byte": score.bits_per_byte})
         print(f"step {step}/{self.experiment.run.steps}  held out: {score}", flush=True)
-        now = time.perf_counter()
-        before, done = self.last
-        self.last = (now, done)
+        self.last = (self.last[0] + seconds, self.last[1])
         if self.start is not None:
-            self.start = (self.start[0] + now - before, self.start[1])
+            self.start = (self.start[0] + seconds, self.start[1])
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and scalars for TensorBoard."""

@@ -1,6 +1,7 @@
 """The training loop, top to bottom."""
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -17,32 +18,33 @@ from biomedlm_jax.held_out import Score, score
 from biomedlm_jax.metrics import Writer, plot
 from biomedlm_jax.pipeline.loader import Loader
 from biomedlm_jax.pipeline.store import TokenStore
+from biomedlm_jax.step import State
 
 
-def fit(experiment: Experiment, workdir: Path) -> steps.State:
+def fit(experiment: Experiment, workdir: Path) -> State:
     """Trains to run.steps, going on from the newest save in `workdir` if there is one.
 
     Raises:
       UserError: a setting that does not fit the corpus, the devices or the run in `workdir`, all
-        before the model exists; or a loss that is not finite.
+        before the model exists; or numbers that are not finite.
     """
     run, model = experiment.run, experiment.model
-
-    # ---- Mesh and data: everything that can be refused is refused here ---------------------
-    mesh = meshes.make(experiment)
-    store = TokenStore(experiment.data.store, "train")
-    sharding = NamedSharding(mesh, steps.BATCH_SPEC)
-    loader = Loader(
-        store, batch=experiment.data.batch, length=model.context, seed=run.seed, sharding=sharding
-    )
     with ExitStack() as stack:
+        # ---- Mesh and data: everything that can be refused is refused here -----------------
+        mesh = meshes.make(experiment)
+        store = TokenStore(experiment.data.store, "train")
+        loader = Loader(
+            store,
+            batch=experiment.data.batch,
+            length=model.context,
+            seed=run.seed,
+            sharding=NamedSharding(mesh, steps.BATCH_SPEC),
+        )
+        evaluate = held_out_score(experiment, mesh) if run.eval_every else None
         saves = stack.enter_context(closing(Checkpoints(workdir, experiment, store)))
 
         # ---- State: the newest save if there is one, else a fresh start --------------------
-        state = saves.latest(mesh)
-        if state is None:
-            shardings = steps.state_shardings(experiment, mesh)
-            state = jax.jit(lambda: steps.init(experiment), out_shardings=shardings)()
+        state = saves.latest(mesh) or started(experiment, mesh)
         first = int(state.step)
         print(
             f"{model.parameters:,} parameters on {mesh.devices.size} x "
@@ -53,19 +55,17 @@ def fit(experiment: Experiment, workdir: Path) -> steps.State:
 
         # ---- Loop: the order evaluate, save, next batch, step is part of the contract ------
         train_step = steps.train_step(experiment, mesh)
-        evaluate = held_out_score(experiment, mesh) if run.eval_every else None
         writer = stack.enter_context(closing(Writer(workdir, experiment, first)))
         batches = loader.batches(first, run.steps)
         pending = None  # the metrics of the last step are read while the next one is under way
 
         for done in range(first, run.steps + 1):
-            if evaluate and run.due(done, run.eval_every):
-                report(writer, pending)
-                pending, found = None, evaluate(state.params)
-                writer.held_out(done, found)
+            again = done == first > 0  # it was scored before it was saved
+            if evaluate and run.due(done, run.eval_every) and not again:
+                pending = report(writer, pending)
+                writer.held_out(done, *evaluate(state.params))
             if done > first and run.due(done, run.save_every):
-                report(writer, pending)  # a state that is not finite is never saved
-                pending = None
+                pending = report(writer, pending)  # a state that is not finite is never saved
                 saves.save(state, done)
             if done == run.steps:
                 break
@@ -80,8 +80,15 @@ def fit(experiment: Experiment, workdir: Path) -> steps.State:
     return state
 
 
+def started(experiment: Experiment, mesh: jax.sharding.Mesh) -> State:
+    """The state of step 0, each piece made where it is stored."""
+    shardings = steps.state_shardings(experiment, mesh)
+    return jax.jit(lambda: steps.init(experiment), out_shardings=shardings)()
+
+
 def report(writer: Writer, pending: tuple[int, dict] | None) -> None:
     """Writes the metrics of a step when they are due, and stops a run that has lost its numbers.
+    Returns what is pending then, which is nothing.
 
     Raises:
       UserError: the loss, the gradient or a parameter is not finite.
@@ -92,19 +99,34 @@ def report(writer: Writer, pending: tuple[int, dict] | None) -> None:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if wrong := [f"{name} is {x}" for name, x in values.items() if not math.isfinite(x)]:
         raise UserError(
-            f"{', '.join(wrong)} at step {step}; the newest checkpoint is from before. Look at the "
-            "data of this step, or lower config.optimizer.peak_lr"
+            f"{', '.join(wrong)} at step {step}; no state from here on was saved. Look at the data "
+            "of this step, or lower config.optimizer.peak_lr"
         )
     if writer.experiment.run.due(step, writer.experiment.run.log_every):
         writer.train(step, values)
 
 
-def held_out_score(experiment: Experiment, mesh: jax.sharding.Mesh) -> Callable[[dict], Score]:
-    """Returns evaluate(params) on the first run.eval_batches batches of held-out text."""
+def held_out_score(
+    experiment: Experiment, mesh: jax.sharding.Mesh
+) -> Callable[[dict], tuple[Score, float]]:
+    """Returns evaluate(params): the score on the first run.eval_batches batches of held-out text,
+    and the seconds it took.
+
+    Raises:
+      UserError: there is no held-out text.
+    """
     store = TokenStore(experiment.data.store, "heldout")
+    if store.tokens < 2:
+        raise UserError(
+            f"config.data.store={store.path} has no held-out documents; build it with a larger "
+            "--heldout_per_mille, or set config.run.eval_every=0"
+        )
     step = steps.eval_step(experiment, mesh)
 
-    def evaluate(params: dict) -> Score:
-        return score(experiment, mesh, step, params, store, batches=experiment.run.eval_batches)
+    def evaluate(params: dict) -> tuple[Score, float]:
+        start = time.perf_counter()
+        rows, batches = experiment.data.batch, experiment.run.eval_batches
+        found = score(experiment, mesh, step, params, store, rows=rows, batches=batches)
+        return found, time.perf_counter() - start
 
     return evaluate

@@ -9,17 +9,19 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
+from biomedlm_jax.pipeline.store import SOURCES, SPLITS
 from data.markup import Unreadable
 
-SPLITS = ("train", "heldout")
-PREFIXES = {"abstract": "PMID", "full_text": "PMC"}  # of the ids, by source
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of no call that reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,30 @@ class Document:
     language: str  # three letters as in PubMed
     licence: str
     text: str
+
+
+@contextlib.contextmanager
+def output_folder(output: Path) -> Iterator[Path]:
+    """`entry.whole_folder` for --output of the tools here.
+
+    Raises:
+      UserError: `output` is not empty, or the system does not let it be written: the disk is full,
+        read-only or another's.
+    """
+    output = output.absolute()
+    partial = output.with_name(output.name + ".partial")
+    try:
+        with entry.whole_folder(output) as folder:
+            yield folder
+    except OSError as error:
+        about = error.filename and Path(str(error.filename))
+        ours = about and (about.is_relative_to(partial) or about in partial.parents)
+        if error.errno not in _NO_ROOM and not ours:
+            raise
+        raise UserError(
+            f"--output={output} can not be written: {error.strerror}; remove {partial} and make "
+            "room there, or name a folder on another disk"
+        ) from error
 
 
 def is_heldout(id: str, per_mille: int) -> bool:
@@ -99,7 +125,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         for name in SPLITS:
-            manifest["splits"][name]["sha256"]
+            for key in ("documents", "bytes", "sha256"):
+                manifest["splits"][name][key]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} was not written by `python -m data.parse`: {error!r}") from error
     return manifest
@@ -121,7 +148,7 @@ class _Split:
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._hash = hashlib.sha256()
-        self._sizes = {source: {"documents": 0, "bytes": 0} for source in PREFIXES}
+        self._sizes = {source: {"documents": 0, "bytes": 0} for source in SOURCES}
         self.documents = 0
 
     def write(self, document: Document) -> None:

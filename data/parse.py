@@ -1,7 +1,7 @@
 """NCBI's XML to documents: python -m data.parse --input=DIR --output=DIR
 
 Takes whatever lies below --input: PubMed's citation files (.xml, .xml.gz), PMC articles (.nxml,
-.xml) and archives of them (.tar.gz), told apart by their root element. Writes the folder that
+.xml) and archives of articles (.tar.gz), told apart by their root element. Writes the folder that
 `documents.py` describes, for `tokenizer.py` and `tokenize.py`.
 
 Of several versions of a citation the last that NLM published counts, deleted and retracted ones do
@@ -13,6 +13,7 @@ corpus. What can not be read is set aside by name and never ends the run.
 import collections
 import contextlib
 import gzip
+import io
 import os
 import tarfile
 import zlib
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
 from biomedlm_jax import entry
+from biomedlm_jax.pipeline.store import document_id
 from data import documents, jats, pubmed
 from data.documents import Document
 from data.markup import SAFELY, MarkupError, Unreadable, tag
@@ -37,13 +39,19 @@ def parse(folder: Path, output: Path, heldout_per_mille: int) -> dict[str, Any]:
     """Writes the documents below `folder` to `output` and returns what manifest.json holds.
 
     Raises:
-      UserError: `folder` is missing or gives no document, or `output` is not empty.
+      UserError: `folder` is missing or gives no document, or `output` is not empty or can not be
+        written.
     """
     files = _candidates(folder)
     with (
-        entry.whole_folder(output) as partial,
+        documents.output_folder(output) as partial,
         documents.Writer(partial, heldout_per_mille) as writer,
-        tqdm(total=sum(f.stat().st_size for f in files), unit="B", unit_scale=True) as bar,
+        tqdm(
+            desc="parse",
+            total=sum(f.stat().st_size for f in files),
+            unit="B",
+            unit_scale=True,
+        ) as bar,
     ):
         run = _Run(folder, writer, bar)
         citations, articles = run.by_kind(files)
@@ -99,7 +107,11 @@ class _Run:
         """Citation files and articles or their archives, the newest first."""
         citations, articles = [], []
         for path in files:
-            root = "article" if path.name.endswith(".tar.gz") else self._root(path)
+            if path.name.endswith(".tar.gz"):
+                if self._holds_articles(path):
+                    articles.append(path)
+                continue
+            root = self._root(path)
             if root in pubmed.ROOTS:
                 citations.append(path)
             elif root in jats.ROOTS:
@@ -215,7 +227,7 @@ class _Run:
     def write_abstracts(self, waiting: Path, retracted: set[int], full_texts: set[int]) -> None:
         """Writes the abstracts that waited, but for those whose full text was written."""
         for document in documents.read(waiting):
-            pmid = int(document.id.removeprefix("PMID:"))
+            pmid = int(document.id.split(":")[1])
             if pmid in retracted:
                 self._abstracts["retracted"] += 1
             elif pmid in full_texts:
@@ -225,12 +237,31 @@ class _Run:
                 self._writer.write(document)
         waiting.unlink()
 
+    def _holds_articles(self, path: Path) -> bool:
+        """Whether an archive has an article in it; one without is set aside as a whole. As a rule
+        its first file is an article, but a publisher's supplement may stand before that."""
+        first, reason = "start", "no file in it ends in .nxml or .xml"
+        try:
+            for number, (name, source) in enumerate(_article_files(path, None)):
+                try:
+                    root = _root_element(io.BytesIO(source))
+                    found = f"root element is {root}, not article"
+                except etree.XMLSyntaxError as error:
+                    root, found = None, f"not XML: {error.msg}"
+                if root in jats.ROOTS:
+                    return True
+                if number == 0:
+                    first, reason = name, found
+        except _DAMAGE as error:
+            reason = f"damaged file: {error}"
+        self._set_aside(path, Unreadable(first, reason))
+        return False
+
     def _root(self, path: Path) -> str | None:
         """The name of a file's root element; none, and the file set aside, if it has none."""
         try:
             with _opened(path, None) as stream:
-                _, element = next(iter(etree.iterparse(stream, events=("start",), **SAFELY)))
-                return tag(element)
+                return _root_element(stream)
         except etree.XMLSyntaxError as error:
             self._set_aside(path, Unreadable(f"line {error.lineno}", f"not XML: {error.msg}"))
         except _DAMAGE as error:
@@ -243,7 +274,7 @@ class _Run:
 
 def _from_citation(citation: pubmed.Citation) -> Document:
     return Document(
-        id=f"PMID:{citation.pmid}",
+        id=document_id("abstract", citation.pmid),
         source="abstract",
         year=citation.year,
         language=citation.language,
@@ -254,7 +285,7 @@ def _from_citation(citation: pubmed.Citation) -> Document:
 
 def _from_article(article: jats.Article) -> Document:
     return Document(
-        id=f"PMC:{article.pmcid}",
+        id=document_id("full_text", article.pmcid),
         source="full_text",
         year=article.year,
         language=article.language,
@@ -263,7 +294,12 @@ def _from_article(article: jats.Article) -> Document:
     )
 
 
-def _article_files(path: Path, bar: tqdm) -> Iterator[tuple[str, bytes]]:
+def _root_element(stream: Any) -> str:
+    _, element = next(iter(etree.iterparse(stream, events=("start",), **SAFELY)))
+    return tag(element)
+
+
+def _article_files(path: Path, bar: tqdm | None) -> Iterator[tuple[str, bytes]]:
     with _opened(path, bar) as stream:
         if not path.name.endswith(".tar.gz"):
             yield path.name, stream.read()

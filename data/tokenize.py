@@ -13,7 +13,7 @@ from absl import flags
 from tqdm import tqdm
 
 from biomedlm_jax import entry
-from biomedlm_jax.pipeline.store import StoreWriter
+from biomedlm_jax.pipeline.store import SPLITS, StoreWriter
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from data import documents
 
@@ -23,7 +23,7 @@ def tokenize(folder: Path, vocabulary_folder: Path, output: Path) -> dict[str, A
 
     Raises:
       UserError: the documents or the vocabulary are missing or damaged, there is nothing to train
-        on, or the ids do not fit into uint16.
+        on, the ids do not fit into uint16, or `output` can not be written.
     """
     source = documents.read_manifest(folder)
     vocabulary = Vocabulary(vocabulary_folder)
@@ -33,19 +33,22 @@ def tokenize(folder: Path, vocabulary_folder: Path, output: Path) -> dict[str, A
             "smaller --heldout_per_mille"
         )
     with (
-        entry.whole_folder(output) as partial,
+        documents.output_folder(output) as partial,
         tqdm(
-            total=sum(s["bytes"] for s in source["splits"].values()), unit="B", unit_scale=True
+            desc="tokenize",
+            total=sum(s["bytes"] for s in source["splits"].values()),
+            unit="B",
+            unit_scale=True,
         ) as bar,
     ):
         writer = StoreWriter(
             partial,
-            documents.SPLITS,
+            SPLITS,
             vocabulary=vocabulary.path,
             vocab_size=vocabulary.size,
             eos_id=vocabulary.eos_id,
         )
-        _run_task(folder, vocabulary.path, writer, bar)
+        _run_task(folder, source, vocabulary.path, writer, bar)
         packages = ("seqio", "sentencepiece", "tensorflow-text", "tensorstore")
         manifest = writer.close(
             documents=source,
@@ -61,13 +64,15 @@ def tokenize(folder: Path, vocabulary_folder: Path, output: Path) -> dict[str, A
     return manifest
 
 
-def _run_task(folder: Path, vocabulary: Path, writer: StoreWriter, bar: tqdm) -> None:
+def _run_task(
+    folder: Path, source: dict[str, Any], vocabulary: Path, writer: StoreWriter, bar: tqdm
+) -> None:
     import seqio  # seconds, and all of TensorFlow
 
     from biomedlm_jax.pipeline import tasks
 
-    task = seqio.get_mixture_or_task(tasks.register(folder, vocabulary))
-    for split in documents.SPLITS:
+    task = seqio.get_mixture_or_task(tasks.register(folder, source, vocabulary))
+    for split in SPLITS:
         dataset = task.get_dataset(split=split, shuffle=False, try_in_mem_cache=False)
         for example in dataset.as_numpy_iterator():
             nbytes = int(example["bytes"])

@@ -54,15 +54,21 @@ def train(
     `train_bytes` the documents are used whose id hashes below the corresponding fraction.
 
     Raises:
-      UserError: `folder` holds no documents, or its text does not suit `size`.
+      UserError: `folder` holds no documents, its text does not suit `size`, or `output` can not
+        be written.
     """
     source = documents.read_manifest(folder)["splits"]["train"]
     fraction = min(1.0, train_bytes / max(1, source["bytes"]))
     settings = {"size": size, "character_coverage": character_coverage, "train_bytes": train_bytes}
     model = io.BytesIO()
     with (
-        entry.whole_folder(output) as partial,
-        tqdm(total=int(fraction * source["bytes"]), unit="B", unit_scale=True) as bar,
+        documents.output_folder(output) as partial,
+        tqdm(
+            desc="vocabulary",
+            total=int(fraction * source["bytes"]),
+            unit="B",
+            unit_scale=True,
+        ) as bar,
     ):
         try:
             sentencepiece.SentencePieceTrainer.train(

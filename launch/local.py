@@ -2,12 +2,11 @@
 
     python -m launch.local --config=configs/demo.py --corpus=data/sample --output=runs/demo
 
-Every stage is one of the project's own commands, shown as it is run. A stage that has finished is
-not run again; training goes on from its newest checkpoint.
+Every stage is one of the project's own commands, shown as it is run. A folder that a stage has
+finished is kept (folders appear whole or not at all); training goes on from its newest checkpoint.
 """
 
 import importlib.util
-import json
 import shlex
 import subprocess
 import sys
@@ -19,91 +18,71 @@ from absl import flags
 from ml_collections import config_flags
 
 from biomedlm_jax import entry
-from biomedlm_jax.config import Experiment, build, check_overrides
+from biomedlm_jax.config import Experiment, build, check_arguments, overrides
 from biomedlm_jax.entry import UserError
 
 PROMPTS = ("The aim of this study was to", "Patients were randomly assigned to")
-OVERRIDE = "--config."
 
 
-def main(config: Path, experiment: Experiment, corpus: Path, output: Path) -> None:
+def main(config: str, experiment: Experiment, corpus: Path, output: Path) -> None:
     started = time.monotonic()
     if not corpus.is_dir():
         raise UserError(f"--corpus={corpus} is no folder; name the one that holds NCBI's files")
-    overrides = [argument for argument in sys.argv[1:] if argument.startswith(OVERRIDE)]
-    documents, vocabulary, store = (output / n for n in ("documents", "vocabulary", "store"))
-    workdir, folder = output / "run", output / "hf"
-    size = experiment.model.vocab
-    stages = {
-        documents: ["data.parse", f"--input={corpus}", f"--output={documents}"],
-        vocabulary: [
-            "data.tokenizer",
-            f"--documents={documents}",
-            f"--output={vocabulary}",
-            f"--size={size}",
-        ],
-        store: [
-            "data.tokenize",
-            f"--documents={documents}",
-            f"--vocabulary={vocabulary}",
-            f"--output={store}",
-        ],
-        workdir: [
-            "biomedlm_jax.main",
-            f"--config={config}",
-            f"--workdir={workdir}",
-            *overrides,
-            f"--config.data.store={store}",
-        ],
-        output / "held_out.txt": ["biomedlm_jax.held_out", f"--checkpoint={workdir}"],
-        folder: ["biomedlm_jax.hf.save", f"--checkpoint={workdir}", f"--output={folder}"],
-    }
     output.mkdir(parents=True, exist_ok=True)
-    record = output / "stages.json"
-    before = json.loads(record.read_text()) if record.exists() else {}
-    for number, (result, command) in enumerate(stages.items(), 1):
-        title = f"[{number}/{len(stages) + 1}] {command[0]}"
-        if before.get(result.name, command) != command:
-            raise UserError(
-                f"{result} was made by another command ({shlex.join(before[result.name])}); "
-                f"name another --output or remove {output}"
-            )
-        if result.name in before and result.exists():
-            print(f"{title}: done before, kept in {result}", flush=True)
-            continue
-        print(f"{title}: python -m {shlex.join(command)}", flush=True)
-        capture = result if result.suffix == ".txt" else None
-        run(command, capture)
-        before[result.name] = command
-        record.write_text(json.dumps(before, indent=2) + "\n")
+    commands = stages(config, experiment, corpus, output)
+    for number, (name, command) in enumerate(commands.items(), 1):
+        run_stage(f"[{number}/{len(commands) + 1}]", output, name, command)
+    print(f"[{len(commands) + 1}/{len(commands) + 1}] read back by transformers", flush=True)
+    load_back(output / "hf")
+    print(f"\n{summary(output)}")
+    print(f"Took {(time.monotonic() - started) / 60:.1f} minutes. What to run next:")
+    print(f"  {Path(sys.executable).parent}/tensorboard --logdir={output}/run/tensorboard")
+    print("  make small CORPUS=DIR      NCBI's own files below DIR, 12M parameters, this machine")
+    print("  configs/pretrain_125m.py   the smallest rung of the published ladder, on a TPU or GPU")
 
-    print(f"[{len(stages) + 1}/{len(stages) + 1}] read back by transformers", flush=True)
-    load_back(folder)
-    print(
-        f"\n{summary(output, workdir, folder)}\n"
-        f"Took {(time.monotonic() - started) / 60:.1f} minutes. What to run next:\n"
-        f"  tensorboard --logdir={workdir}/tensorboard\n"
-        f"  python -m biomedlm_jax.main --config=configs/pretrain_125m.py --workdir=DIR "
-        "--config.data.store=STORE   (on a TPU or GPU)\n"
-        "  make small CORPUS=DIR   (NCBI's own files below DIR, 12M parameters, this machine)"
+
+def stages(config: str, experiment: Experiment, corpus: Path, output: Path) -> dict[str, list[str]]:
+    """{name in `output` of what a stage makes: its command after `python -m`}, in order."""
+    documents, vocabulary, store, run = (
+        f"{output / name}" for name in ("documents", "vocabulary", "store", "run")
     )
+    settings = [*overrides(sys.argv[1:]), f"--config.data.store={store}"]
+    size = f"--size={experiment.model.vocab}"
+    made_of = [f"--documents={documents}", f"--vocabulary={vocabulary}"]
+    return {
+        "documents": ["data.parse", f"--input={corpus}", f"--output={documents}"],
+        "vocabulary": ["data.tokenizer", made_of[0], size, f"--output={vocabulary}"],
+        "store": ["data.tokenize", *made_of, f"--output={store}"],
+        "run": ["biomedlm_jax.main", f"--config={config}", f"--workdir={run}", *settings],
+        "held_out.txt": ["biomedlm_jax.held_out", f"--checkpoint={run}"],
+        "hf": ["biomedlm_jax.hf.save", f"--checkpoint={run}", f"--output={output / 'hf'}"],
+    }
 
 
-def run(command: list[str], capture: Path | None) -> None:
-    """Runs `python -m command`, and keeps what it prints in `capture` too.
+def run_stage(title: str, output: Path, name: str, command: list[str]) -> None:
+    """Runs one stage, unless its folder is there and was made by the same command.
 
     Raises:
-      UserError: it failed; its own message stands above.
+      UserError: it was made by another command, or the stage failed; its own message stands above.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command], stdout=subprocess.PIPE if capture else None, text=True
-    )
-    printed, _ = process.communicate()
-    if process.returncode:
-        raise UserError(f"{command[0]} ended with code {process.returncode}; see above")
-    if capture:
-        print(printed, end="", flush=True)
-        capture.write_text(printed)
+    made, record = output / name, output / f".{name}.command"
+    shown = f"python -m {shlex.join(command)}"
+    if name in ("documents", "vocabulary", "store", "hf") and made.is_dir():
+        if not record.is_file() or record.read_text() != shown:
+            raise UserError(
+                f"{made} was made by another command than\n  {shown}\nname another --output, or "
+                f"remove {output}"
+            )
+        print(f"{title} {command[0]}: {made} is there", flush=True)
+        return
+    print(f"{title} {shown}", flush=True)
+    record.write_text(shown)  # before the stage: a folder without its command can not come to be
+    captured = subprocess.PIPE if name.endswith(".txt") else None
+    done = subprocess.run([sys.executable, "-m", *command], stdout=captured, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{command[0]} ended with code {done.returncode}; see above")
+    if captured:
+        made.write_text(done.stdout)
 
 
 def load_back(folder: Path) -> None:
@@ -124,28 +103,30 @@ def load_back(folder: Path) -> None:
         print(f"  {tokenizer.decode(generated[0], skip_special_tokens=True)!r}")
 
 
-def summary(output: Path, workdir: Path, folder: Path) -> str:
+def summary(output: Path) -> str:
+    """Where everything lies, and how good the model is."""
     places = {
-        "documents, quarantine, counts": output / "documents",
+        "documents, counts, quarantine": output / "documents",
+        "vocabulary": output / "vocabulary",
         "token store": output / "store",
-        "checkpoints, metrics.jsonl": workdir,
-        "loss curve": workdir / "loss.png",
-        "held-out bits per byte": output / "held_out.txt",
-        "Hugging Face folder": folder,
+        "checkpoints, metrics, TensorBoard": output / "run",
+        "loss curve": output / "run/loss.png",
+        "Hugging Face folder": output / "hf",
     }
-    return "\n".join(f"{name:<32}{place}" for name, place in places.items())
+    lines = [f"{name:<34}{place}" for name, place in places.items()]
+    return "\n".join([*lines, (output / "held_out.txt").read_text()])
 
 
 if __name__ == "__main__":
-    CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/")
-    CORPUS = flags.DEFINE_string("corpus", None, "folder with NCBI's XML files", required=True)
-    OUTPUT = flags.DEFINE_string("output", None, "folder for all results", required=True)
+    config_flags.DEFINE_config_file("config", None, "a file of configs/")
+    flags.DEFINE_string("corpus", None, "folder with NCBI's XML files", required=True)
+    flags.DEFINE_string("output", None, "folder for all results", required=True)
     entry.run(
         lambda: main(
-            Path(config_flags.get_config_filename(flags.FLAGS["config"])),
-            build(Experiment, CONFIG.value.to_dict()),
-            Path(CORPUS.value),
-            Path(OUTPUT.value),
+            config_flags.get_config_filename(flags.FLAGS["config"]),
+            build(Experiment, flags.FLAGS.config.to_dict()),
+            Path(flags.FLAGS.corpus),
+            Path(flags.FLAGS.output),
         ),
-        check_overrides,
+        check_arguments,
     )

@@ -139,15 +139,15 @@ def vocabulary(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_store(vocabulary, tmp_path_factory) -> Callable[..., Path]:
-    """make_store(documents=40, seed=0): a token store of that many training documents."""
+    """make_store(documents=40, heldout=4, seed=0): a token store of that many documents."""
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary))
 
-    def make(documents: int = 40, seed: int = 0) -> Path:
+    def make(documents: int = 40, heldout: int = 4, seed: int = 0) -> Path:
         folder = tmp_path_factory.mktemp("store")
         writer = StoreWriter(
             folder, ["train", "heldout"], vocabulary=vocabulary, vocab_size=300, eos_id=1
         )
-        for number in range(documents + 4):
+        for number in range(documents + heldout):
             split = "heldout" if number >= documents else "train"
             text = " ".join(sentences(6, seed=1000 * seed + number))
             tokens = np.array([*pieces.encode(text), 1])

@@ -2,10 +2,11 @@
 
 import dataclasses
 import importlib.util
+import math
 
 import pytest
 
-from biomedlm_jax.config import Experiment, Model, build, check_overrides, differences
+from biomedlm_jax.config import Experiment, Model, build, check_arguments, differences, overrides
 from biomedlm_jax.entry import UserError
 from tests.conftest import ROOT, TINY, changed
 
@@ -38,7 +39,10 @@ def test_build_is_the_inverse_of_asdict():
         ("model", "dropout", 1.0, r"config\.model\.dropout=1.0 is not in \[0, 1\)"),
         ("model", "remat", "some", r"config\.model\.remat='some'; allowed are 'none', 'named'"),
         ("mesh", "data", 0, r"config\.mesh\.data=0; a positive number, or -1"),
-        ("optimizer", "b2", 1.5, r"config\.optimizer\.b2=1.5 is not in \[0, 1\]"),
+        ("optimizer", "b2", 1.0, r"config\.optimizer\.b2=1.0 is not in \[0, 1\)"),
+        ("optimizer", "peak_lr", math.nan, r"config\.optimizer\.peak_lr=nan is not a finite"),
+        ("optimizer", "warmup_steps", -5, r"config\.optimizer\.warmup_steps=-5 is not 0 or more"),
+        ("run", "save_every", -1, r"config\.run\.save_every=-1 is not 0 or more"),
         ("optimizer", "warmup_steps", 10, r"warmup_steps=10 leaves nothing of config\.run\.steps"),
         ("run", "steps", True, r"config\.run\.steps=True is not of type int"),
     ],
@@ -49,10 +53,9 @@ def test_a_bad_value_is_refused_by_name(section, name, value, message):
 
 
 def test_only_one_mesh_axis_takes_the_rest():
+    one = changed(TINY, mesh__data=-1)
     with pytest.raises(UserError, match="only one axis can be -1"):
-        changed(TINY, mesh__data=-1, mesh__fsdp=1) and changed(
-            changed(TINY, mesh__data=-1), mesh__fsdp=-1
-        )
+        changed(one, mesh__fsdp=-1)
 
 
 def test_a_missing_setting_is_named():
@@ -67,15 +70,22 @@ def test_a_missing_setting_is_named():
         ("--config.model.lairs=3", r"config\.model\.lairs is no setting; did you mean layers"),
         ("--config.modle.layers=3", r"config\.modle is no setting; did you mean model"),
         ("--config.model.layers.x=3", r"config\.model\.layers\.x is no setting"),
+        ("--config.model.layers", r"has no value; write --config\.model\.layers=value"),
     ],
 )
 def test_an_unknown_override_is_refused_with_the_nearest(argument, message):
     with pytest.raises(UserError, match=message):
-        check_overrides(["--config=configs/demo.py", argument])
+        overrides(["--config=configs/demo.py", argument])
 
 
 def test_known_overrides_pass():
-    check_overrides(["--workdir=x", "--config.model.layers=3", "--config.run.seed", "1"])
+    given = ["--workdir=x", "--config=a.py", "--config.model.layers=3", "-config.run.seed=1"]
+    assert overrides(given) == ["--config.model.layers=3", "--config.run.seed=1"]
+
+
+def test_a_config_that_is_no_file_is_refused():
+    with pytest.raises(UserError, match=r"--config=configs/none\.py names no config file"):
+        check_arguments(["--config=configs/none.py"])
 
 
 def test_differences_are_those_that_change_what_is_learned():

@@ -10,6 +10,7 @@ import tarfile
 import pytest
 
 from biomedlm_jax.entry import UserError
+from biomedlm_jax.pipeline.store import SPLITS
 from data import documents, parse, pubmed
 from tests.conftest import SHARED
 from tests.test_jats import article
@@ -53,7 +54,7 @@ def corpus(tmp_path):
         manifest = parse.parse(tmp_path / "input", tmp_path / "out", heldout_per_mille)
         texts = {
             d.id: d.text
-            for split in documents.SPLITS
+            for split in SPLITS
             for d in documents.read(tmp_path / "out" / f"{split}.jsonl")
         }
         return texts, manifest
@@ -207,6 +208,33 @@ def test_damage_is_set_aside_and_the_rest_is_kept(corpus, tmp_path):
     assert "ended before" in (tmp_path / "out2" / "quarantine.jsonl").read_text()
 
 
+def test_archives_are_told_apart_by_what_is_in_them(corpus, tmp_path):
+    many = {f"{n}.xml": f"<Document id='{n}'/>" for n in range(50)}
+    texts, manifest = corpus(
+        {
+            "oa.tar.gz": archive({"supplement.xml": "<sbml/>", "PMC7.nxml": article(7)}),
+            "broken_first.tar.gz": archive({"a.nxml": "words", "PMC8.nxml": article(8)}),
+            "other.tar.gz": archive({"readme.txt": "", "broken.txt": "x", **many}),
+            "broken.tar.gz": archive({"a.xml": "words", **many}),
+            "citations.tar.gz": archive({"pubmed25n0001.xml": "<PubmedArticleSet/>"}),
+            "texts.tar.gz": archive({"readme.txt": "words"}),
+        }
+    )
+    assert sorted(texts) == ["PMC:7", "PMC:8"]
+    assert manifest["counts"]["full_text"]["files"] == 2
+    lines = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
+    found = sorted(tuple(json.loads(line).values()) for line in lines)
+    start = "not XML: Start tag expected, '<' not found, line 1, column 1"
+    assert found == [
+        ("broken.tar.gz", "a.xml", start),
+        ("broken_first.tar.gz", "a.nxml", start.replace("not", "broken", 1)),
+        ("citations.tar.gz", "pubmed25n0001.xml", "root element is PubmedArticleSet, not article"),
+        ("oa.tar.gz", "supplement.xml", "root element is sbml, not article"),
+        ("other.tar.gz", "0.xml", "root element is Document, not article"),
+        ("texts.tar.gz", "start", "no file in it ends in .nxml or .xml"),
+    ]
+
+
 def test_held_out_depends_on_the_id_alone(corpus, tmp_path):
     ids = [f"PMID:{n}" for n in range(20_000)]
     out = {id for id in ids if documents.is_heldout(id, 20)}
@@ -244,6 +272,14 @@ def test_output_must_be_new(corpus, tmp_path):
     with pytest.raises(UserError, match="not empty"):
         corpus({"pubmed25n0001.xml": [citation(1)]})
     assert (tmp_path / "out" / "precious").read_text() == "x"
+
+
+def test_output_below_a_file(tmp_path):
+    (tmp_path / "out").write_text("x")
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input" / "pubmed25n0001.xml").write_text("<PubmedArticleSet/>")
+    with pytest.raises(UserError, match=r"--output=.*/out/x can not be written: Not a directory"):
+        parse.parse(tmp_path / "input", tmp_path / "out" / "x", 0)
 
 
 # Citations, those with an abstract, and deletions per file, as counted by the keepers of the data.
@@ -298,7 +334,7 @@ def test_real_licences(tmp_path):
         listed = {row["file"].removesuffix(".nxml"): row for row in csv.DictReader(lines)}
     kept = {
         document.id.replace("PMC:", "PMC"): document
-        for split in documents.SPLITS
+        for split in SPLITS
         for document in documents.read(tmp_path / "out" / f"{split}.jsonl")
     }
     assert manifest["quarantined"] == 0

@@ -1,6 +1,5 @@
 """Documents to the token store: nothing is lost on the way, and damage is noticed."""
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -12,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.pipeline import store as store_format
-from biomedlm_jax.pipeline.store import StoreWriter, TokenStore
+from biomedlm_jax.pipeline.store import SPLITS, TokenStore
 from biomedlm_jax.pipeline.vocabulary import Vocabulary, seqio_vocabulary
 from data import documents, tokenizer
 from data.documents import Document
 from data.tokenize import tokenize
 from tests.conftest import ROOT, SHARED, sentences
+from tests.test_parse import citation
 
 HOSTILE = [
     "  two  spaces, a trailing one ",
@@ -161,10 +160,11 @@ class TestTask:
 
         from biomedlm_jax.pipeline import tasks
 
-        name = tasks.register(corpus, vocabulary.path)
-        assert tasks.register(corpus, vocabulary.path.parent) == name
+        manifest = documents.read_manifest(corpus)
+        name = tasks.register(corpus, manifest, vocabulary.path)
+        assert tasks.register(corpus, manifest, vocabulary.path.parent) == name
         task = seqio.get_mixture_or_task(name)
-        for split in documents.SPLITS:
+        for split in SPLITS:
             dataset = task.get_dataset(split=split, shuffle=False)
             for example, document in zip(
                 dataset.as_numpy_iterator(), read_all(corpus, split).values(), strict=True
@@ -178,18 +178,17 @@ class TestTask:
     def test_name_follows_the_content(self, corpus, vocabulary, tmp_path):
         from biomedlm_jax.pipeline import tasks
 
+        def register(folder):
+            return tasks.register(folder, documents.read_manifest(folder), vocabulary.path)
+
         other = write_documents(tmp_path / "documents", ["other text"])
         copy = shutil.copytree(corpus, tmp_path / "copy")
-        name = tasks.register(corpus, vocabulary.path)
-        assert tasks.register(other, vocabulary.path) != name
-        assert tasks.register(copy, vocabulary.path) == name
-        with pytest.raises(UserError, match=r"data\.parse"):
-            tasks.register(tmp_path, vocabulary.path)
+        assert register(other) != register(corpus) == register(copy)
 
 
 class TestTokenize:
     def test_store_holds_the_documents(self, corpus, made, vocabulary):
-        for split in documents.SPLITS:
+        for split in SPLITS:
             expected = read_all(corpus, split)
             store = TokenStore(made, split)
             ends = [*store.documents[1:, 0].tolist(), store.tokens]
@@ -223,132 +222,61 @@ class TestTokenize:
         with pytest.raises(UserError, match=r"no document in train\.jsonl"):
             tokenize(folder, vocabulary_folder, tmp_path / "out")
 
-
-class TestStore:
-    @pytest.fixture
-    def many_shards(self, monkeypatch, tmp_path, vocabulary):
-        """A store in shards of 4 pieces, and its documents' tokens one after another."""
-        monkeypatch.setattr(store_format, "_TOKEN_SHARD", 256)
-        monkeypatch.setattr(store_format, "_TOKEN_PIECE", 64)
-        monkeypatch.setattr(store_format, "_DOCUMENT_SHARD", 16)
-        monkeypatch.setattr(store_format, "_DOCUMENT_PIECE", 4)
-        folder = tmp_path / "store"
-        folder.mkdir()
-        writer = StoreWriter(
-            folder, ["train", "heldout"], vocabulary=vocabulary.path, vocab_size=65536, eos_id=1
-        )
-        draw = np.random.default_rng(0)
-        texts = [draw.integers(2, 65536, n) for n in draw.integers(0, 90, 60)]
-        texts[7] = draw.integers(2, 65536, 1000)
-        for number, text in enumerate(texts):
-            tokens = np.append(text, 1)
-            writer.append("train", tokens, f"PMC:{number + 1}", "full_text", 10)
-        writer.close(documents={}, versions={})
-        return folder, [np.append(text, 1) for text in texts]
-
-    def test_windows(self, many_shards):
-        folder, texts = many_shards
-        whole, store = np.concatenate(texts), TokenStore(folder, "train")
-        assert store.tokens == len(whole) > 3 * 256
-        for length in (1, 64, 65, 700, len(whole)):
-            starts = np.arange(0, len(whole) - length + 1, 37)
-            found = store.read(starts, length)
-            assert found.dtype == np.int32
-            assert np.array_equal(found, [whole[s : s + length] for s in starts])
-        assert store.read(np.zeros(0, np.int64), 5).shape == (0, 5)
-        with pytest.raises(AssertionError):
-            store.read(np.array([len(whole) - 4]), 5)
-
-    def test_ids_are_those_of_the_tokens(self, many_shards):
-        folder, texts = many_shards
-        store = TokenStore(folder, "train")
-        owner = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
-        for start in range(0, store.tokens - 100, 13):
-            expected = [f"PMC:{n + 1}" for n in np.unique(owner[start : start + 100])]
-            assert store.ids(start, 100) == expected
-
-    def test_empty_split(self, many_shards):
-        store = TokenStore(many_shards[0], "heldout")
-        assert (store.tokens, store.documents.shape, store.text_bytes) == (0, (0, 4), 0)
-
-    def test_hash_is_of_the_tokens(self, many_shards):
-        folder, texts = many_shards
-        digest = hashlib.sha256(np.concatenate(texts).astype("<u2").tobytes()).hexdigest()
-        assert TokenStore(folder, "train").sha256 == digest
-
-    def test_writer_refuses(self, tmp_path, vocabulary):
-        with pytest.raises(UserError, match="65537 tokens; a store holds ids of at most 65536"):
-            StoreWriter(tmp_path, ["train"], vocabulary=vocabulary.path, vocab_size=65537, eos_id=1)
-        writer = StoreWriter(
-            tmp_path, ["train"], vocabulary=vocabulary.path, vocab_size=400, eos_id=1
-        )
-        with pytest.raises(ValueError, match="does not end with the eos token"):
-            writer.append("train", np.array([5, 6]), "PMID:1", "abstract", 1)
-        with pytest.raises(ValueError, match="begins PMID:"):
-            writer.append("train", np.array([5, 1]), "PMC:1", "abstract", 1)
-        with pytest.raises(ValueError, match="a token that the vocabulary lacks"):
-            writer.append("train", np.array([400, 1]), "PMID:1", "abstract", 1)
-
-    def test_unfinished_is_no_store(self, made, tmp_path):
-        copy = shutil.copytree(made, tmp_path / "store")
-        (copy / "manifest.json").unlink()
-        with pytest.raises(UserError, match=r"config\.data\.store=.* no manifest\.json"):
-            TokenStore(copy, "train")
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            ({"format": 2}, "is of format 2, this code reads 1"),
-            ({"splits": None}, "is not the manifest of a token store"),
-            ({"vocabulary": {"size": 3}}, "is not the manifest of a token store"),
-        ],
-    )
-    def test_other_manifests(self, made, tmp_path, change, message):
-        copy = shutil.copytree(made, tmp_path / "store")
-        manifest = json.loads((copy / "manifest.json").read_text()) | change
-        (copy / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(UserError, match=message):
-            TokenStore(copy, "train")
-
-    def test_no_such_split(self, made):
-        with pytest.raises(UserError, match="no split 'test'; it has train, heldout"):
-            TokenStore(made, "test")
-
-    def test_fewer_tokens_than_promised(self, made, tmp_path):
-        copy = shutil.copytree(made, tmp_path / "store")
+    @pytest.mark.parametrize("key", ["documents", "bytes", "sha256"])
+    def test_manifest_without_what_is_needed(self, corpus, vocabulary_folder, tmp_path, key):
+        copy = shutil.copytree(corpus, tmp_path / "documents")
         manifest = json.loads((copy / "manifest.json").read_text())
-        manifest["splits"]["train"]["tokens"] += 1
+        del manifest["splits"]["heldout"][key]
         (copy / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(UserError, match=r"is of shape .* the manifest says"):
-            TokenStore(copy, "train")
+        with pytest.raises(UserError, match=rf"manifest\.json was not written by .*{key}"):
+            tokenize(copy, vocabulary_folder, tmp_path / "out")
 
-    @pytest.mark.parametrize("name", ["train/tokens", "train/documents", "train/tokens/c/1"])
-    def test_missing_parts(self, many_shards, name):
-        """A shard that is gone would otherwise be read as zeros."""
-        folder, _ = many_shards
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-        with pytest.raises(UserError, match=r"copy|copied"):
-            TokenStore(folder, "train")
 
-    @pytest.mark.parametrize("damage", ["cut", "flipped"])
-    def test_damaged_shards(self, many_shards, damage):
-        folder, texts = many_shards
-        shard = folder / "train/tokens/c/2"
-        content = bytearray(shard.read_bytes())
-        content[40] ^= 1
-        shard.write_bytes(content[:-10] if damage == "cut" else content)
-        store, length = TokenStore(folder, "train"), 3 * 256
-        assert np.array_equal(store.read(np.array([0]), 512)[0], np.concatenate(texts)[:512])
-        with pytest.raises(UserError, match="can not be read, copy the store again"):
-            store.read(np.array([0]), length)
+class TestFullDisk:
+    """Each tool where no file can be larger than `room` bytes: one line that says so."""
 
-    def test_reading_needs_no_tensorflow(self):
+    @staticmethod
+    def check(name, flags, room, bar):
         code = (
-            "import sys; import biomedlm_jax.pipeline.store; "
-            "assert not {'tensorflow', 'seqio', 'jax'} & set(sys.modules)"
+            "import resource, runpy; "
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room})); "
+            f"runpy.run_module('data.{name}', run_name='__main__', alter_sys=True)"
         )
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+        found = subprocess.run(
+            [sys.executable, "-B", "-c", code, *(f"--{k}={v}" for k, v in flags.items())],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        output = flags["output"]
+        assert [line for line in found.stderr.splitlines() if line.startswith("error: ")] == [
+            f"error: --output={output} can not be written: File too large; remove "
+            f"{output}.partial and make room there, or name a folder on another disk"
+        ]
+        assert found.returncode == 2
+        assert "Traceback" not in found.stderr
+        assert f"{bar}: " in found.stderr
+        assert not output.exists()
+
+    # The first limit leaves no room for the copy of the vocabulary, the second for the tokens.
+    @pytest.mark.parametrize("room", [1000, 20_000])
+    def test_tokenize(self, corpus, vocabulary_folder, tmp_path, room):
+        flags = {"documents": corpus, "vocabulary": vocabulary_folder, "output": tmp_path / "out"}
+        self.check("tokenize", flags, room, "tokenize")
+
+    def test_tokenizer(self, corpus, tmp_path):
+        flags = {"documents": corpus, "output": tmp_path / "out", "size": SIZE}
+        self.check("tokenizer", flags, 1000, "vocabulary")
+
+    # Few lines stay in the buffer of the file, and it is the closing that fails.
+    @pytest.mark.parametrize("documents", [20, 2000])
+    def test_parse(self, tmp_path, documents):
+        (tmp_path / "input").mkdir()
+        citations = "".join(citation(n) for n in range(1, documents))
+        file = tmp_path / "input" / "pubmed25n0001.xml"
+        file.write_text(f"<PubmedArticleSet>{citations}</PubmedArticleSet>")
+        self.check("parse", {"input": file.parent, "output": tmp_path / "out"}, 1000, "parse")
 
 
 @pytest.mark.skipif(not (SHARED / "pmc_jats").is_dir(), reason=f"{SHARED}/pmc_jats is missing")
@@ -367,7 +295,7 @@ def test_real_corpus_comes_back(tmp_path):
     command("tokenizer", documents=parsed, output=learned, size=4096)
     command("tokenize", documents=parsed, vocabulary=learned, output=tokens)
     total = 0
-    for split in documents.SPLITS:
+    for split in SPLITS:
         store = TokenStore(tokens, split)
         vocabulary = Vocabulary(store.vocabulary_path)
         (whole,) = store.read(np.array([0]), store.tokens)

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import safetensors
 import safetensors.numpy
 from absl import flags
 from tqdm import tqdm
@@ -98,7 +99,10 @@ def save(
         (folder / "README.md").write_text(card(model, extra), encoding="utf-8")
         weights = folder / "model.safetensors"
         laid_out = dict(tqdm(tensors, total=total, desc="export", unit="tensor"))
-        safetensors.numpy.save_file(laid_out, weights, metadata={"format": "pt"})
+        try:
+            safetensors.numpy.save_file(laid_out, weights, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:  # the file system's refusals too
+            raise entry.UserError(f"{output} can not be written: {error}") from error
         # safetensors lets nobody but the owner read it; the others follow the user's umask.
         weights.chmod((folder / "config.json").stat().st_mode)
 
@@ -166,8 +170,9 @@ def _write_json(path: Path, values: Mapping[str, object]) -> None:
 def main() -> None:
     from biomedlm_jax import checkpoint
 
-    workdir = Path(flags.FLAGS.checkpoint)
-    _, trained_with = checkpoint.read_claim(workdir)
+    workdir, output = Path(flags.FLAGS.checkpoint), Path(flags.FLAGS.output)
+    entry.check_output(output)
+    trained_with = checkpoint.read_claim(workdir).vocabulary_sha256
     vocabulary = Vocabulary(workdir / "vocabulary")
     if vocabulary.sha256 != trained_with:
         raise entry.UserError(
@@ -177,7 +182,7 @@ def main() -> None:
     experiment, params, step = checkpoint.load(workdir)
     seen = step * experiment.data.batch * experiment.model.context
     extra = {"step": step, "tokens seen in training": f"{seen:,}"}
-    save(params, experiment.model, vocabulary.path, Path(flags.FLAGS.output), extra=extra)
+    save(params, experiment.model, vocabulary.path, output, extra=extra)
 
 
 if __name__ == "__main__":

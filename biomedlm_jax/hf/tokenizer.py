@@ -71,7 +71,7 @@ def write(tokenizer: Tokenizer, folder: Path, *, context: int) -> None:
 
     context: tokens from which on transformers warns that a text is too long for the model.
     """
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,

@@ -36,7 +36,10 @@ class LayerNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        y = jax.nn.standardize(x.astype(jnp.float32), epsilon=self.epsilon)
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(-1, keepdims=True)  # first: E[x^2] - E[x]^2 would cancel
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.epsilon)
         return (y * in_use(self.scale, y.dtype) + in_use(self.bias, y.dtype)).astype(x.dtype)
 
 

@@ -12,8 +12,11 @@ Both arrays are zarr 3, uncompressed, in shards of about 64 MB. A shard is read 
 with a checksum each, so that a window from anywhere costs one or two of them.
 """
 
+import functools
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +29,9 @@ from biomedlm_jax.entry import UserError
 
 FORMAT = 1
 COLUMNS = ("first token", "utf-8 bytes", "source", "number")
+SPLITS = ("train", "heldout")  # of a corpus; heldout is never trained on
 SOURCES = {"abstract": (0, "PMID"), "full_text": (1, "PMC")}  # in the table, in an id
-_PREFIXES = dict(SOURCES.values())  # of the code in the table
+_SOURCE_OF_CODE = {code: source for source, (code, _) in SOURCES.items()}
 MAX_VOCABULARY = 1 << 16  # ids that fit into uint16
 
 _TOKEN_SHARD, _TOKEN_PIECE = 1 << 25, 1 << 15  # 64 MiB of 64 KiB
@@ -35,20 +39,24 @@ _DOCUMENT_SHARD, _DOCUMENT_PIECE = 1 << 21, 1 << 13  # 64 MiB of 256 KiB
 _CACHE_BYTES = 256 << 20  # pieces and shard indices that were read; the indices are 16 KiB each
 
 
+def document_id(source: str, number: int) -> str:
+    """The id of a document: "PMID:123" of source "abstract", "PMC:123" of "full_text"."""
+    return f"{SOURCES[source][1]}:{number}"
+
+
 class TokenStore:
-    """One split of a store, for reading.
+    """One split of a store, for reading. That every shard is there and whole is checked when it is
+    opened; the checksums of the pieces are, when they are read.
 
     Attributes:
       tokens: how many there are.
-      documents: int64 [documents, 4], columns as in COLUMNS, by rising first token.
       manifest: manifest.json of the whole store.
       eos_id, vocab_size, vocabulary_sha256, vocabulary_path: of the vocabulary inside the store.
       sha256: of the split's tokens as little-endian uint16.
-      text_bytes: UTF-8 length of all documents, for a loss in bits per byte.
 
     Raises:
-      UserError: no store at `path`, no such split, another format, or arrays that do not hold what
-        the manifest says.
+      UserError: no store at `path`, no such split, another format, arrays that do not hold what
+        the manifest says, or shards that are missing or cut.
     """
 
     def __init__(self, path: str | Path, split: str) -> None:
@@ -68,9 +76,25 @@ class TokenStore:
             raise UserError(f"{self.vocabulary_path} is missing; write the store again")
         rows: int = splits[split]["documents"]
         self._array = _open(self.path / split / "tokens", (self.tokens,), _TOKEN_SHARD)
-        table = _open(self.path / split / "documents", (rows, len(COLUMNS)), _DOCUMENT_SHARD)
-        self.documents: np.ndarray = np.asarray(_result(table.read(), self.path / split))
-        self.text_bytes = int(self.documents[:, 1].sum())
+        table = self.path / split / "documents"
+        self._table = _open(table, (rows, len(COLUMNS)), _DOCUMENT_SHARD)
+
+    @functools.cached_property
+    def documents(self) -> np.ndarray:
+        """int64 [documents, 4], columns as in COLUMNS, by rising first token.
+
+        Read when first asked for: the 18 million rows of all abstracts are 580 MB, and training
+        needs none of them.
+
+        Raises:
+          UserError: a shard is damaged.
+        """
+        return np.asarray(_result(self._table.read(), self.path / self.split))
+
+    @functools.cached_property
+    def text_bytes(self) -> int:
+        """UTF-8 length of all documents, for a loss in bits per byte."""
+        return int(self.documents[:, 1].sum())
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The windows of `length` tokens that begin at `starts`.
@@ -100,7 +124,8 @@ class TokenStore:
         firsts = self.documents[:, 0]
         low = int(np.searchsorted(firsts, start, side="right")) - 1
         high = int(np.searchsorted(firsts, start + length, side="left"))
-        return [f"{_PREFIXES[row[2]]}:{row[3]}" for row in self.documents[low:high].tolist()]
+        rows = self.documents[low:high].tolist()
+        return [document_id(_SOURCE_OF_CODE[code], number) for _, _, code, number in rows]
 
 
 class StoreWriter:
@@ -110,6 +135,7 @@ class StoreWriter:
 
     Raises:
       UserError: the vocabulary's ids do not fit into uint16.
+      OSError: here and in its methods, the disk is full or may not be written.
     """
 
     def __init__(
@@ -222,8 +248,9 @@ class _GrowingArray:
             "chunk_grid": grid,
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         }
+        self._path = path
         spec = {"driver": "zarr3", "kvstore": _kvstore(path), "metadata": metadata}
-        self._array = ts.open(spec, create=True).result()
+        self._array = _written(ts.open(spec, create=True), path)
 
     def append(self, rows: np.ndarray) -> None:
         self.length += len(rows)
@@ -243,8 +270,9 @@ class _GrowingArray:
     def _write(self, rows: np.ndarray, first: int) -> None:
         last = first + len(rows)
         exclusive_max = [last, *rows.shape[1:]]
-        self._array = self._array.resize(exclusive_max=exclusive_max, expand_only=True).result()
-        self._array[first:last].write(rows).result()
+        larger = self._array.resize(exclusive_max=exclusive_max, expand_only=True)
+        self._array = _written(larger, self._path)
+        _written(self._array[first:last].write(rows), self._path)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -273,15 +301,16 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _open(path: Path, shape: tuple[int, ...], shard: int) -> ts.TensorStore:
     """The array at `path`, checked against the shape that the manifest gives it. A shard that is
-    absent must be found here: zarr reads it as zeros."""
-    context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+    absent must be found here: zarr reads it as zeros. One that was cut has lost the index at its
+    end, without which not one row of it can be read."""
+    cached = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
     spec = {
         "driver": "zarr3",
         "kvstore": _kvstore(path),
         "recheck_cached_metadata": "open",
         "recheck_cached_data": "open",
     }
-    array = _result(ts.open(spec, open=True, read=True, context=context), path)
+    array = _result(ts.open(spec, open=True, read=True), path)
     if tuple(array.shape) != shape:
         raise UserError(
             f"{path} is of shape {tuple(array.shape)}, the manifest says {shape}; the store is "
@@ -291,7 +320,11 @@ def _open(path: Path, shape: tuple[int, ...], shard: int) -> ts.TensorStore:
     for index in range(-(-shape[0] // shard)):
         if not (file := path / f"c/{index}{width}").is_file():
             raise UserError(f"{file} is missing; the store is not whole, copy it again")
-    return array
+    with ts.Batch() as batch:
+        rows = [array[first].read(batch=batch) for first in range(0, shape[0], shard)]
+    for row in rows:
+        _result(row, path)
+    return _result(ts.open(spec, open=True, read=True, context=cached), path)
 
 
 def _result(future: Any, path: Path) -> Any:
@@ -299,6 +332,16 @@ def _result(future: Any, path: Path) -> Any:
         return future.result()
     except ValueError as error:  # how tensorstore reports absent, cut and damaged files
         raise UserError(f"{path} can not be read, copy the store again: {error}") from error
+
+
+def _written(future: Any, path: Path) -> Any:
+    try:
+        return future.result()
+    except ValueError as error:  # tensorstore gives the system's error as words
+        if not (found := re.search(r"os_error_code='(\d+)'", str(error))):
+            raise
+        code = int(found[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def _kvstore(path: Path) -> dict[str, str]:

@@ -14,13 +14,11 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from biomedlm_jax.entry import UserError
+from biomedlm_jax.pipeline.store import SPLITS
 from biomedlm_jax.pipeline.vocabulary import Vocabulary, seqio_vocabulary
 
-SPLITS = ("train", "heldout")
 
-
-def register(documents: Path, vocabulary: Path) -> str:
+def register(documents: Path, manifest: dict[str, Any], vocabulary: Path) -> str:
     """Registers the task over a folder of documents; returns its name.
 
     An example of the task is one document, in the order of the file:
@@ -31,13 +29,16 @@ def register(documents: Path, vocabulary: Path) -> str:
         bytes    int64, UTF-8 length of the text
 
     Args:
-      documents: folder written by `python -m data.parse`, with splits train and heldout.
+      documents: folder written by `python -m data.parse`, with a file per split.
+      manifest: what its manifest.json holds; the hashes in it are in the task's name.
       vocabulary: folder or file of a SentencePiece model.
 
     Raises:
-      UserError: one of them is missing or not what it should be.
+      UserError: the vocabulary is missing or not what it should be.
     """
-    name = f"documents_{_fingerprint(documents)}_{Vocabulary(vocabulary).sha256[:12]}"
+    hashes = "".join(manifest["splits"][split]["sha256"] for split in SPLITS)
+    content = hashlib.sha256(hashes.encode()).hexdigest()[:12]
+    name = f"documents_{content}_{Vocabulary(vocabulary).sha256[:12]}"
     if name in seqio.TaskRegistry.names():  # the same content, perhaps from another place
         seqio.TaskRegistry.remove(name)
 
@@ -56,19 +57,6 @@ def register(documents: Path, vocabulary: Path) -> str:
         },
     )
     return name
-
-
-def _fingerprint(documents: Path) -> str:
-    file = documents / "manifest.json"
-    try:
-        splits = json.loads(file.read_text(encoding="utf-8"))["splits"]
-        hashes = "".join(splits[name]["sha256"] for name in SPLITS)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"documents={documents} is no folder of documents ({error!r}); write one with "
-            "`python -m data.parse`"
-        ) from error
-    return hashlib.sha256(hashes.encode()).hexdigest()[:12]
 
 
 def _documents(file: Path) -> tf.data.Dataset:
