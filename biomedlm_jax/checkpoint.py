@@ -43,7 +43,23 @@ class Checkpoints:
         """Starts a save; blocks only while an earlier one is unfinished and to copy the state.
 
         The place in the data is the number of the next batch, for batches are a function of it.
+
+        Raises:
+          UserError: there is no room for it, or the save before it failed.
         """
+        needed = sum(
+            piece.data.nbytes
+            for array in jax.tree.leaves(state)
+            for piece in array.addressable_shards
+            if piece.replica_id == 0
+        )
+        free = shutil.disk_usage(self.manager.directory).free
+        if free < needed:  # asked first, for a save that fails half-way fails in many voices
+            raise UserError(
+                f"no space left in {self.manager.directory}: a checkpoint takes {needed:,} bytes, "
+                f"{free:,} are free; those that are there are whole. Make room and give the same "
+                "command again"
+            )
         parts = {
             STATE: ocp.args.StandardSave(state),
             POSITION: ocp.args.JsonSave({"next_batch": step}),

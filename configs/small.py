@@ -3,7 +3,7 @@
 Run:     make small CORPUS=DIR, with NCBI's XML files below DIR
 Model:   5 x 384, 6 heads: 12,117,120 parameters
 Tokens:  8 x 256 x 1,100 steps = 2.3 million, a fifth of an epoch of 1,800 open articles
-Expect:  loss 9.04 at step 0; EXPECT
+Expect:  1.78 bits per byte of held-out text after 17 minutes, where `xz -9e` has 2.01
 """
 
 from ml_collections import ConfigDict

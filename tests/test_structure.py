@@ -122,6 +122,12 @@ def test_the_tree_in_the_readme_is_the_tree():
     assert {path for path in listed if "/" not in path} <= set(tracked())
 
 
+def test_nothing_is_left_to_fill_in():
+    for name in set(tracked()) - {"tests/test_structure.py"}:
+        if name.endswith((".md", ".py", ".txt")):
+            assert not re.search("@[A-Z]+@|TODO|FIXME", (ROOT / name).read_text()), name
+
+
 def test_commands_in_the_readme_exist():
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"\bmake ([a-z-]+)", readme)):

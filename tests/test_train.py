@@ -316,13 +316,13 @@ def test_a_full_disk_leaves_the_checkpoint_before(command, experiment, uninterru
     workdir, filler = small_disk / "run", small_disk / "filler"
     fit_until(experiment, workdir, 5)
     room = os.statvfs(small_disk)
-    filler.write_bytes(bytes(room.f_bavail * room.f_bsize - 100_000))
+    filler.write_bytes(bytes(room.f_bavail * room.f_bsize - 1_000_000))  # of the 1.5 MB needed
 
     full = shell(command(workdir))
     assert full.returncode == 2, full.stderr
     (error,) = (line for line in full.stderr.splitlines() if line.startswith("error: "))
-    assert "No space left on device" in error
-    assert "give the same command again" in error
+    assert "error: no space left in" in error
+    assert "Make room and give the same command again" in error
     assert "Traceback" not in full.stderr
     assert checkpoint.load(workdir)[2] == 3
 

@@ -33,4 +33,7 @@ def attention(
         seeds_BNT = fold(seeds_BN[..., None], jnp.arange(length))
         keep_BNTS = kept(seeds_BNT, length, dropout_rate)
         weights_BNTS = jnp.where(keep_BNTS, weights_BNTS / (1 - dropout_rate), 0)
+        # Without it XLA:TPU (libtpu 0.0.42.1, the 2.7B step) fuses the hash into the product below
+        # and overflows its stack while compiling.
+        weights_BNTS = jax.lax.optimization_barrier(weights_BNTS)
     return jnp.einsum("bnts,bsnh->btnh", weights_BNTS.astype(v.dtype), v)
