@@ -3,6 +3,7 @@
 #   make small CORPUS=DIR         the same on NCBI's files below DIR, 12M parameters
 #   make test                     the tests;  make test-slow: with those over 20 seconds
 #   make lint                     ruff and pyright;  make golden: renew tests/golden
+#   make clean                    caches;  make clean-runs: also every model that demo and small made
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
   $$p -c 'import ensurepip' 2>/dev/null && echo $$p && break; done)
@@ -13,7 +14,7 @@ TESTS := $(VENV)/bin/python -m pytest -n $(CPUS) --dist worksteal
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: setup demo small test test-slow lint golden clean
+.PHONY: setup demo small test test-slow lint golden clean clean-runs
 
 setup: $(VENV)/.installed
 
@@ -47,4 +48,7 @@ golden: setup
 	$(VENV)/bin/python -m pytest -k golden --renew
 
 clean:
-	rm -rf $(RUNS) .pytest_cache .ruff_cache .hypothesis
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+
+clean-runs:
+	rm -rf $(RUNS)

@@ -157,10 +157,10 @@ def claim(workdir: Path, experiment: Experiment, store: TokenStore) -> None:
         before.check(workdir, store)
         if ours == before:
             return
-    elif found := [x for x in ("checkpoints", "metrics.jsonl") if (workdir / x).exists()]:
-        raise UserError(
-            f"--workdir={workdir} has {' and '.join(found)} but no config.json, so nobody knows "
-            "of which run; use another --workdir"
+    elif found := sorted({x.name for x in workdir.glob("*")} - {"vocabulary", "config.partial"}):
+        raise UserError(  # those two are what an interrupted start leaves
+            f"--workdir={workdir} has {', '.join(found[:3])} but no config.json, so it is no run's "
+            "folder; name a new one"
         )
     (workdir / "vocabulary").mkdir(parents=True, exist_ok=True)
     shutil.copy2(store.vocabulary_path, workdir / "vocabulary")
@@ -177,11 +177,17 @@ def read_claim(workdir: Path) -> Claim:
     """
     file = workdir / "config.json"
     if not file.is_file():
-        raise UserError(f"{workdir} is no folder of a run: {file} is missing")
+        raise UserError(
+            f"{workdir} is no folder of a run: {file} is missing; name the --workdir of a training "
+            "run, not a folder inside it"
+        )
     try:
         return build(Claim, json.loads(file.read_text()), str(file))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{file} is not what a run of this version writes: {error}") from error
+        raise UserError(
+            f"{file} is not what a run of this version writes, so {workdir} is no --workdir: "
+            f"{error}"
+        ) from error
 
 
 def load(workdir: Path) -> tuple[Experiment, dict, int]:
@@ -195,7 +201,11 @@ def load(workdir: Path) -> tuple[Experiment, dict, int]:
     with ocp.CheckpointManager(_folder(workdir).absolute()) as manager:
         step = manager.latest_step()
         if step is None:
-            raise UserError(f"{workdir} has no checkpoint yet; set config.run.save_every and train")
+            every = experiment.run.save_every
+            raise UserError(
+                f"{workdir} has no checkpoint yet; "
+                + (f"the first comes at step {every}" if every else "config.run.save_every is 0")
+            )
         params = jax.eval_shape(lambda: init(experiment).params)
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), params)
         restore = ocp.args.PyTreeRestore(

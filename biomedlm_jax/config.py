@@ -125,7 +125,8 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """Periods are in steps; each also falls due at the last step, and 0 means never."""
+    """Periods are in steps, and each also falls due at the last step. eval_every, which is due at
+    step 0 too, and save_every may be 0, which means never."""
 
     seed: int  # of the parameters, the data order and dropout
     steps: int
@@ -219,13 +220,13 @@ def check_arguments(arguments: list[str]) -> None:
     """
     overrides(arguments)
     for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name in ("--config", "-config") and not (
-            value.endswith(".py") and Path(value).is_file()
-        ):
-            raise UserError(
-                f"{argument} names no config file; for example --config=configs/demo.py"
-            )
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            example = "for example --config=configs/demo.py"
+            if not equals:
+                raise UserError(f"{argument} needs '='; {example}")
+            if not (value.endswith(".py") and Path(value).is_file()):
+                raise UserError(f"{argument} names no config file; {example}")
 
 
 def _known(name: str, hints: dict[str, Any], path: str) -> None:

@@ -3,12 +3,13 @@ keyboard, and outputs that appear whole or not at all. Nothing here imports JAX.
 
 import contextlib
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from absl import app
+from absl import app, flags
 from absl import logging as absl_logging
 
 
@@ -41,7 +42,18 @@ def run(main: Callable[[], None], check: Callable[[list[str]], None] | None = No
     if check:
         with reported():
             check(sys.argv[1:])
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parsed)
+
+
+def _parsed(arguments: list[str]) -> list[str]:
+    with reported():
+        try:
+            return flags.FLAGS(arguments)
+        except flags.Error as error:
+            missing = re.match(r"flag --(\w+)=None: .* other than None", str(error))
+            what = f"--{missing[1]} is missing" if missing else str(error)
+            raise UserError(f"{what}; --help lists the settings") from error
+    raise AssertionError("reported() ends the program")
 
 
 @contextlib.contextmanager
@@ -55,7 +67,9 @@ def reported() -> Iterator[None]:
 
 def check_output(path: Path) -> None:
     """Raises UserError where an output folder is there already and not an empty folder."""
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    if path.is_file():
+        raise UserError(f"--output={path} is a file; name a folder")
+    if path.is_dir() and any(path.iterdir()):
         raise UserError(f"--output={path} is not empty; name another folder or remove it first")
 
 

@@ -100,9 +100,15 @@ def xz_bits_per_byte(documents: list[str]) -> float:
     return 8 * len(packed) / sum(len(document.encode()) for document in documents)
 
 
-def main(workdir: Path) -> None:
+def main(workdir: Path, moved: str | None = None) -> None:
     claim = checkpoint.read_claim(workdir)
-    store, train = (TokenStore(claim.experiment.data.store, s) for s in ("heldout", "train"))
+    path = moved or claim.experiment.data.store
+    if not Path(path).is_dir():
+        raise UserError(
+            f"{path}, the store that the run in {workdir} was trained on, is not there; say where "
+            "it is with --store=DIR"
+        )
+    store, train = (TokenStore(path, split) for split in ("heldout", "train"))
     claim.check(workdir, train)
     if store.tokens < 2:
         raise UserError(f"{store.path} has no held-out documents, so there is nothing to score")
@@ -134,4 +140,5 @@ def main(workdir: Path) -> None:
 
 if __name__ == "__main__":
     CHECKPOINT = flags.DEFINE_string("checkpoint", None, "the --workdir of a run", required=True)
-    entry.run(lambda: main(Path(CHECKPOINT.value)))
+    STORE = flags.DEFINE_string("store", None, "the run's token store, if it has moved")
+    entry.run(lambda: main(Path(CHECKPOINT.value), STORE.value))

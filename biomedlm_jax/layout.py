@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec
 
 Places = dict[str, tuple[str, ...]]
 
-# A kernel is stored in pieces of whole rows: TPU tiles are 8 x 128, and a width of 2560 split 16
-# times gives 160 rows, a multiple of 8, but 160 columns, not a multiple of 128.
+# Over `fsdp` a kernel is split by rows, never by columns: TPU tiles are 8 x 128, and a width of
+# 2560 split 16 times gives 160 rows, a multiple of 8, but 160 columns, not a multiple of 128.
 STORED: Places = {
     "d": ("fsdp",),
     "e": ("model", "fsdp"),

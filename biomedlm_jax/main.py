@@ -1,7 +1,8 @@
 """The command line: python -m biomedlm_jax.main --config=configs/<file>.py --workdir=DIR
 
 A setting is changed by --config.section.name=value. The same command again goes on where the run
-stopped. --validate_only checks every setting, prints what the run would be, and allocates nothing.
+stopped. --validate_only checks the settings against each other, prints what the run would be, and
+allocates nothing; it opens no store and counts no devices.
 """
 
 import dataclasses
@@ -56,6 +57,7 @@ def description(experiment: Experiment) -> str:
         f"mesh            {mesh}; -1 takes the devices that are left",
         f"run             {run.steps:,} steps, {run.steps * batch:,} tokens",
         f"flops           {model.flops_per_token:,} per token (6 N + 12 L d T)",
+        "not checked     config.data.store, and whether the mesh fits the devices",
         *(
             f"learning rate   {float(np.asarray(rate(step))):.5g} at step {step:,}"
             for step in steps

@@ -85,15 +85,16 @@ class Writer:
         self.last = (now, step)
         rate = self.tokens * (step - done) / (now - before)
         mfu = rate * self.experiment.model.flops_per_token / self.peak
-        left = "compiling"
+        left = "includes compiling"
         if self.start is None:  # the first report includes the time of compilation
             self.start = (now, step)
         else:
-            left = duration((now - self.start[0]) / (step - self.start[1]) * (run.steps - step))
+            seconds = (now - self.start[0]) / (step - self.start[1]) * (run.steps - step)
+            left = f"{duration(seconds)} left"
         self.write(step, {**values, "tokens_per_second": rate, "mfu": mfu})
         print(
             f"step {step}/{run.steps}  loss {values['loss']:.4f}  {rate:,.0f} tokens/s  "
-            f"MFU {mfu:.1%} (6N + 12LdT)  {left} left",
+            f"MFU {mfu:.1%} (6N + 12LdT)  {left}",
             flush=True,
         )
 

@@ -62,10 +62,12 @@ def fit(experiment: Experiment, workdir: Path) -> State:
         for done in range(first, run.steps + 1):
             again = done == first > 0  # it was scored before it was saved
             if evaluate and run.due(done, run.eval_every) and not again:
-                pending = report(writer, pending)
+                report(writer, pending)
+                pending = None
                 writer.held_out(done, *evaluate(state.params))
             if done > first and run.due(done, run.save_every):
-                pending = report(writer, pending)  # a state that is not finite is never saved
+                report(writer, pending)  # a state that is not finite is never saved
+                pending = None
                 saves.save(state, done)
             if done == run.steps:
                 break
@@ -88,7 +90,6 @@ def started(experiment: Experiment, mesh: jax.sharding.Mesh) -> State:
 
 def report(writer: Writer, pending: tuple[int, dict] | None) -> None:
     """Writes the metrics of a step when they are due, and stops a run that has lost its numbers.
-    Returns what is pending then, which is nothing.
 
     Raises:
       UserError: the loss, the gradient or a parameter is not finite.

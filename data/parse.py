@@ -344,7 +344,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("input", None, "Folder with NCBI's files, at any depth.", required=True)
-    flags.DEFINE_string("output", None, "Folder to write; must not exist yet.", required=True)
+    flags.DEFINE_string("output", None, "Folder to write; absent or empty.", required=True)
     flags.DEFINE_integer(
         "heldout_per_mille", 20, "Of 1000 documents, how many are kept from training.", 0, 1000
     )

@@ -2,7 +2,8 @@
 
 Runs the seqio task of `biomedlm_jax/pipeline/tasks.py` over both splits and writes the token store
 that `biomedlm_jax/pipeline/store.py` describes; that folder is all that a training run needs.
-Comes after `parse.py` and `tokenizer.py`.
+Comes after `parse.py` and `tokenizer.py`. What TensorFlow says of CUDA drivers that it did not
+find, and seqio of a padding id, is harmless: neither is used.
 """
 
 import importlib.metadata
@@ -100,5 +101,5 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("documents", None, "Folder written by data.parse.", required=True)
     flags.DEFINE_string("vocabulary", None, "Folder written by data.tokenizer.", required=True)
-    flags.DEFINE_string("output", None, "Folder to write; must not exist yet.", required=True)
+    flags.DEFINE_string("output", None, "Folder to write; absent or empty.", required=True)
     entry.run(main)

@@ -133,7 +133,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("documents", None, "Folder written by data.parse.", required=True)
-    flags.DEFINE_string("output", None, "Folder to write; must not exist yet.", required=True)
+    flags.DEFINE_string("output", None, "Folder to write; absent or empty.", required=True)
     flags.DEFINE_integer("size", None, "Tokens in the vocabulary.", 300, 65536, required=True)
     flags.DEFINE_integer(
         "train_bytes", 200_000_000, "Text to learn from, chosen by hash of the id.", 1

@@ -37,7 +37,10 @@ def main(config: str, experiment: Experiment, corpus: Path, output: Path) -> Non
     print(f"\n{summary(output)}")
     print(f"Took {(time.monotonic() - started) / 60:.1f} minutes. What to run next:")
     print(f"  {Path(sys.executable).parent}/tensorboard --logdir={output}/run/tensorboard")
-    print("  make small CORPUS=DIR      NCBI's own files below DIR, 12M parameters, this machine")
+    if Path(config).stem == "demo":
+        print(
+            "  make small CORPUS=DIR      NCBI's own files below DIR, 12M parameters, this machine"
+        )
     print("  configs/pretrain_125m.py   the smallest rung of the published ladder, on a TPU or GPU")
 
 
@@ -121,12 +124,13 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "a file of configs/")
     flags.DEFINE_string("corpus", None, "folder with NCBI's XML files", required=True)
     flags.DEFINE_string("output", None, "folder for all results", required=True)
-    entry.run(
-        lambda: main(
-            config_flags.get_config_filename(flags.FLAGS["config"]),
-            build(Experiment, flags.FLAGS.config.to_dict()),
-            Path(flags.FLAGS.corpus),
-            Path(flags.FLAGS.output),
-        ),
-        check_arguments,
-    )
+
+    def start() -> None:
+        given = flags.FLAGS
+        if given.config is None:
+            raise UserError("--config is missing; for example --config=configs/demo.py")
+        experiment = build(Experiment, given.config.to_dict())
+        config = config_flags.get_config_filename(given["config"])
+        main(config, experiment, Path(given.corpus), Path(given.output))
+
+    entry.run(start, check_arguments)

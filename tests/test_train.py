@@ -222,7 +222,9 @@ def test_a_folder_of_something_else_is_refused(content, experiment, tmp_path):
 
 def test_metrics_of_an_unknown_run_are_left_alone(experiment, tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 99}\n')
-    with pytest.raises(UserError, match=r"has metrics\.jsonl but no config\.json"):
+    with pytest.raises(
+        UserError, match=r"has metrics\.jsonl but no config\.json, so it is no run's"
+    ):
         fit(experiment, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 99}\n'
 
@@ -261,6 +263,8 @@ def test_a_damaged_save_is_named(experiment, uninterrupted, tmp_path):
         (["--config.mesh.fsdp=3"], "config.data.batch=8 does not split"),
         (["--config.model.layer=3"], "config.model.layer is no setting; did you mean layers"),
         (["surplus"], "unexpected 'surplus'"),
+        (["--config.run.steps=1e5"], "--config.run.steps=1e5"),
+        (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(flags, message, command, tmp_path):

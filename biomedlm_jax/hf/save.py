@@ -173,6 +173,8 @@ def main() -> None:
     workdir, output = Path(flags.FLAGS.checkpoint), Path(flags.FLAGS.output)
     entry.check_output(output)
     trained_with = checkpoint.read_claim(workdir).vocabulary_sha256
+    if not (workdir / "vocabulary").is_dir():
+        raise entry.UserError(f"{workdir}/vocabulary is missing; copy it from the run's store")
     vocabulary = Vocabulary(workdir / "vocabulary")
     if vocabulary.sha256 != trained_with:
         raise entry.UserError(
@@ -187,5 +189,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "Folder that training wrote.", required=True)
-    flags.DEFINE_string("output", None, "Folder to write; must not exist.", required=True)
+    flags.DEFINE_string("output", None, "Folder to write; absent or empty.", required=True)
     entry.run(main)

@@ -1,7 +1,7 @@
 """The BioMedLM decoder: GPT-2 with attention scores also divided by layer index + 1.
 
 Flax NNX declares the parameters here; JAX does everything else. `GPT` runs on the arrays of one
-device under `jax.shard_map` (see `layout`), and on whole arrays when the mesh is 1 x 1 x 1.
+device, always under `jax.shard_map` (see `layout`), also when the mesh is 1 x 1 x 1.
 """
 
 import math
