@@ -48,11 +48,15 @@ def test_from_ncbi_xml_to_a_hugging_face_folder(tmp_path):
 
     again = shell(f"--output={output}")
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("done before, kept in") == 6
+    assert again.stdout.count(" is there\n") == 4  # documents, vocabulary, store, hf
+    assert "from step 6 to 6" in again.stdout
 
-    other = shell(f"--output={output}", "--config.run.seed=18")
-    assert other.returncode == 2
-    assert "was made by another command" in other.stderr
+    seed = shell(f"--output={output}", "--config.run.seed=18")
+    assert seed.returncode == 2
+    assert "config.run.seed: 17 before, 18 now" in seed.stderr
+    size = shell(f"--output={output}", "--config.model.vocab=500")
+    assert size.returncode == 2
+    assert "vocabulary was made by another command" in size.stderr
 
 
 @pytest.mark.parametrize(
