@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import jaxtyping
 import pytest
 
@@ -29,6 +30,8 @@ from biomedlm_jax import config, mesh, step  # noqa: E402
 from biomedlm_jax.pipeline.store import StoreWriter  # noqa: E402
 
 hook.uninstall()
+hypothesis.settings.register_profile("untimed", deadline=None)  # timing is for benchmarks
+hypothesis.settings.load_profile("untimed")
 jax.config.update("jax_num_cpu_devices", 8)
 
 ROOT = Path(__file__).parent.parent
