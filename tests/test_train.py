@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from biomedlm_jax import checkpoint, held_out, step
 from biomedlm_jax.entry import UserError
@@ -58,7 +59,9 @@ def test_a_run_leaves_what_people_look_for(uninterrupted):
     assert [line["step"] for line in lines if "bits_per_byte" in line] == [0, 5, 10]
     assert last["loss"] < first["loss"] - 1
     assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+    board = EventAccumulator(str(workdir / "tensorboard")).Reload()
+    shown = [(event.step, event.value) for event in board.Scalars("loss")]
+    assert shown == [(x["step"], pytest.approx(x["loss"])) for x in lines if "loss" in x]
     kept = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert kept == [9, 10]
     _, params, done = checkpoint.load(workdir)
