@@ -217,6 +217,9 @@ class _Run:
         name = "nothing"
         try:
             for name, source in _article_files(path, self._bar):
+                if isinstance(source, Unreadable):
+                    yield source
+                    continue
                 try:
                     yield jats.read(source)
                 except MarkupError as error:
@@ -242,7 +245,9 @@ class _Run:
         its first file is an article, but a publisher's supplement may stand before that."""
         first, reason = "start", "no file in it ends in .nxml or .xml"
         try:
-            for number, (name, source) in enumerate(_article_files(path, None)):
+            members = _article_files(path, None)
+            files = ((name, s) for name, s in members if not isinstance(s, Unreadable))
+            for number, (name, source) in enumerate(files):
                 try:
                     root = _root_element(io.BytesIO(source))
                     found = f"root element is {root}, not article"
@@ -299,16 +304,25 @@ def _root_element(stream: Any) -> str:
     return tag(element)
 
 
-def _article_files(path: Path, bar: tqdm | None) -> Iterator[tuple[str, bytes]]:
+def _article_files(path: Path, bar: tqdm | None) -> Iterator[tuple[str, bytes | Unreadable]]:
+    """The articles of an archive, or the one that the file is. Nothing is unpacked to a disk; a
+    member that is a link, or whose name leads out of the archive, is refused all the same: NCBI's
+    archives have none, so the archive is not what it seems."""
     with _opened(path, bar) as stream:
         if not path.name.endswith(".tar.gz"):
             yield path.name, stream.read()
             return
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
-                content = archive.extractfile(member)  # None for a folder
-                if content is not None and member.name.endswith((".nxml", ".xml")):
-                    yield member.name, content.read()
+                name = member.name
+                if member.isdir() or not name.endswith((".nxml", ".xml")):
+                    continue
+                if name.startswith("/") or ".." in name.split("/"):
+                    yield name, Unreadable(name, "a path that leads out of the archive")
+                elif content := member.isfile() and archive.extractfile(member):
+                    yield name, content.read()
+                else:
+                    yield name, Unreadable(name, "a link or device, not a file")
 
 
 @contextlib.contextmanager
