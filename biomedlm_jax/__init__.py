@@ -9,7 +9,7 @@ model/layers.py, gpt.py      the decoder
 objective.py                 the loss
 optimizer.py                 the learning rate, clipping, AdamW
 step.py                      one update: everything above under one shard_map
-pipeline/                    the token store, the vocabulary, seqio tasks, the batch loader
+pipeline/                    the vocabulary, the token store, seqio tasks, the batch loader
 checkpoint.py                what is kept
 held_out.py                  bits per byte of unseen text
 metrics.py                   what people look at

@@ -50,7 +50,11 @@ def tokenize(folder: Path, vocabulary_folder: Path, output: Path) -> dict[str, A
             eos_id=vocabulary.eos_id,
         )
         _run_task(folder, source, vocabulary.path, writer, bar)
-        packages = ("seqio", "sentencepiece", "tensorflow-text", "tensorstore")
+        kind = {
+            "sentencepiece": ("sentencepiece", "tensorflow-text"),
+            "byte_level": ("tokenizers",),
+        }
+        packages = ("seqio", *kind[vocabulary.kind], "tensorstore")
         manifest = writer.close(
             documents=source,
             versions={name: importlib.metadata.version(name) for name in packages},

@@ -1,8 +1,13 @@
 """A vocabulary from documents: python -m data.tokenizer --documents=DIR --output=DIR --size=8192
 
-Learns byte-pair merges with SentencePiece from train.jsonl alone; held-out documents are never
-opened. Text comes back from its tokens unchanged: nothing is normalised, no space is added, and
-what the vocabulary lacks is spelled in bytes. Comes after `parse.py`, before `tokenize.py`.
+Learns byte-pair merges from train.jsonl alone; held-out documents are never opened. Text comes back
+from its tokens unchanged: nothing is normalised, no space is added, and what the vocabulary lacks
+is spelled in bytes. Comes after `parse.py`, before `tokenize.py`.
+
+--kind=sentencepiece, the default, joins characters and keeps digits and ends of lines single.
+--kind=byte_level joins bytes inside GPT-2's words, as the published model's vocabulary does [1].
+
+[1] Bolton et al. 2024, arXiv 2403.18421
 """
 
 import hashlib
@@ -14,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
+import tokenizers
 from absl import flags
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 
 from biomedlm_jax import entry
-from biomedlm_jax.pipeline.vocabulary import END_OF_TEXT, MODEL_FILE
+from biomedlm_jax.pipeline.vocabulary import BYTE_LEVEL_FILE, END_OF_TEXT, MODEL_FILE
 from data import documents
 
 # Ids and losslessness; the vocabulary has no token for the begin of a text and none for padding.
@@ -38,6 +45,11 @@ _FORM: dict[str, Any] = {
     "num_threads": 16,  # of no influence on the tokens, but it is recorded in the file
 }
 _LONGEST = 1 << 24  # bytes of a paragraph; SentencePiece drops longer ones, its default is 4192
+_NO_TEXT = "--documents={} has no text in train.jsonl; parse more text"
+_TOO_LARGE = (
+    "--size={} is more than the text of {}/train.jsonl gives; with this text the most is "
+    "--size={}, or parse more text"
+)
 
 
 def train(
@@ -47,11 +59,19 @@ def train(
     *,
     train_bytes: int,
     character_coverage: float,
+    kind: str = "sentencepiece",
 ) -> dict[str, Any]:
-    """Writes sentencepiece.model and manifest.json; returns what the manifest holds.
+    """Writes sentencepiece.model or tokenizer.json, and manifest.json; returns what that holds.
 
     The same text gives the same file, byte for byte, on any machine. Of a corpus larger than
     `train_bytes` the documents are used whose id hashes below the corresponding fraction.
+
+    Args:
+      folder: written by `python -m data.parse`.
+      size: number of ids, that of the end of text included.
+      train_bytes: of UTF-8, about.
+      character_coverage: share of characters with a token of their own; of "sentencepiece" only.
+      kind: "sentencepiece" or "byte_level".
 
     Raises:
       UserError: `folder` holds no documents, its text does not suit `size`, or `output` can not
@@ -59,8 +79,8 @@ def train(
     """
     source = documents.read_manifest(folder)["splits"]["train"]
     fraction = min(1.0, train_bytes / max(1, source["bytes"]))
-    settings = {"size": size, "character_coverage": character_coverage, "train_bytes": train_bytes}
-    model = io.BytesIO()
+    settings: dict[str, Any] = {"size": size, "train_bytes": train_bytes, "kind": kind}
+    file = folder / "train.jsonl"
     with (
         documents.output_folder(output) as partial,
         tqdm(
@@ -70,63 +90,117 @@ def train(
             unit_scale=True,
         ) as bar,
     ):
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_paragraphs(folder / "train.jsonl", fraction, bar),
-                model_writer=model,
-                vocab_size=size,
-                character_coverage=character_coverage,
-                max_sentence_length=_LONGEST,
-                minloglevel=2,
-                **_FORM,
-            )
-        except RuntimeError as error:
-            raise entry.UserError(_explained(str(error), folder, size)) from error
+        texts = _texts(file, fraction, bar)
+        if kind == "byte_level":
+            model, name, library = _byte_level(texts, folder, size), BYTE_LEVEL_FILE, tokenizers
+        else:
+            settings["character_coverage"] = character_coverage
+            model = _sentencepiece(texts, folder, size, character_coverage)
+            name, library = MODEL_FILE, sentencepiece
         manifest = {
             "flags": settings,
-            "sha256": hashlib.sha256(model.getvalue()).hexdigest(),
+            "sha256": hashlib.sha256(model).hexdigest(),
             "documents_sha256": source["sha256"],
-            "versions": {"sentencepiece": sentencepiece.__version__},
+            "versions": {library.__name__: library.__version__},
         }
-        (partial / MODEL_FILE).write_bytes(model.getvalue())
+        (partial / name).write_bytes(model)
         text = json.dumps(manifest, indent=2) + "\n"
         (partial / "manifest.json").write_text(text, encoding="utf-8")
     return manifest
 
 
-def _paragraphs(file: Path, fraction: float, bar: tqdm) -> Iterator[str]:
+def _texts(file: Path, fraction: float, bar: tqdm) -> Iterator[str]:
     for document in documents.read(file):
         digest = hashlib.blake2b(document.id.encode(), digest_size=8, salt=b"train").digest()
         if int.from_bytes(digest, "big") < fraction * 2**64:
             bar.update(len(document.text.encode()))
-            yield from (line for line in document.text.split("\n") if line)
+            yield document.text
+
+
+def _sentencepiece(texts: Iterator[str], folder: Path, size: int, coverage: float) -> bytes:
+    """The file of a SentencePiece model."""
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(line for text in texts for line in text.split("\n") if line),
+            model_writer=model,
+            vocab_size=size,
+            character_coverage=coverage,
+            max_sentence_length=_LONGEST,
+            minloglevel=2,
+            **_FORM,
+        )
+    except RuntimeError as error:
+        raise entry.UserError(_explained(str(error), folder, size)) from error
+    return model.getvalue()
+
+
+def _byte_level(texts: Iterator[str], folder: Path, size: int) -> bytes:
+    """The file of a GPT-2-style tokenizer: 256 bytes, merges by falling count, end of text."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - 1,
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[],
+        show_progress=False,
+    )
+    counted = _Counted(texts)
+    tokenizer.train_from_iterator(counted, trainer)
+    if not counted.characters:
+        raise entry.UserError(_NO_TEXT.format(folder))
+    if (found := tokenizer.get_vocab_size()) < size - 1:
+        raise entry.UserError(_TOO_LARGE.format(size, folder, found + 1))
+    # After training, so that no text of the corpus can be taken for it, and it is the last id.
+    end = tokenizers.AddedToken(END_OF_TEXT, normalized=False, special=True)
+    tokenizer.add_special_tokens([end])
+    return tokenizer.to_str(pretty=True).encode()
+
+
+class _Counted:
+    """An iterator that knows how many characters have passed."""
+
+    def __init__(self, texts: Iterator[str]) -> None:
+        self._texts = texts
+        self.characters = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            self.characters += len(text)
+            yield text
 
 
 def _explained(message: str, folder: Path, size: int) -> str:
     """What the user can do about an error that SentencePiece words in terms of its C++ source."""
     if found := re.search(r"too high .* value <= (\d+)", message):
-        return (
-            f"--size={size} is more than the text of {folder}/train.jsonl gives; with this text "
-            f"the most is --size={found[1]}, or parse more text"
-        )
+        return _TOO_LARGE.format(size, folder, found[1])
     if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return (
             f"--size={size} is too small for the characters of {folder}/train.jsonl; with this "
             f"--character_coverage the least is --size={found[1]}"
         )
     if "sentences_.empty()" in message:
-        return f"--documents={folder} has no text in train.jsonl; parse more text"
+        return _NO_TEXT.format(folder)
     return f"--size={size}: SentencePiece can not learn from {folder}/train.jsonl: {message}"
 
 
 def main() -> None:
     given = flags.FLAGS
+    if given.kind == "byte_level" and given["character_coverage"].present:
+        raise entry.UserError(
+            "--character_coverage is of --kind=sentencepiece only: --kind=byte_level has a token "
+            "for every byte; leave it out"
+        )
     manifest = train(
         Path(given.documents),
         Path(given.output),
         given.size,
         train_bytes=given.train_bytes,
         character_coverage=given.character_coverage,
+        kind=given.kind,
     )
     print(f"{given.output}: {given.size:,} tokens, sha256 {manifest['sha256']}")
 
@@ -135,6 +209,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("documents", None, "Folder written by data.parse.", required=True)
     flags.DEFINE_string("output", None, "Folder to write; absent or empty.", required=True)
     flags.DEFINE_integer("size", None, "Tokens in the vocabulary.", 300, 65536, required=True)
+    flags.DEFINE_enum(
+        "kind", "sentencepiece", ["sentencepiece", "byte_level"], "What the tokens are joined of."
+    )
     flags.DEFINE_integer(
         "train_bytes", 200_000_000, "Text to learn from, chosen by hash of the id.", 1
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.store import SPLITS, TokenStore
-from biomedlm_jax.pipeline.vocabulary import Vocabulary, seqio_vocabulary
+from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from data import documents, tokenizer
 from data.documents import Document
 from data.tokenize import tokenize
@@ -95,6 +95,8 @@ class TestVocabulary:
         assert len(vocabulary.encode("1234567")) == 7
 
     def test_seqio_gives_the_same_ids(self, vocabulary, texts):
+        from biomedlm_jax.pipeline.tasks import seqio_vocabulary
+
         same = seqio_vocabulary(vocabulary.path)
         for text in texts:
             assert same.encode(text) == vocabulary.encode(text)

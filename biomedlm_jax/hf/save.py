@@ -48,9 +48,9 @@ Releases of transformers before its pull request 44397 compute the division by l
 their "eager" attention and leave it out, without a word, in others. `config.json` asks for
 "eager"; with a newer release one may pass `attn_implementation="sdpa"`.
 
-The tokenizer gives the ids of the SentencePiece vocabulary that the model was trained with. The
-character U+2581 comes back as a space. The text `{end}` becomes the end-of-text token; load the
-tokenizer with `split_special_tokens=True` for text from strangers, where it must not.
+The tokenizer gives the ids of the vocabulary that the model was trained with. {vocabulary} The text
+`{end}` becomes the end-of-text token; load the tokenizer with `split_special_tokens=True` for text
+from strangers, where it must not.
 
 ## Use and licence
 
@@ -60,6 +60,11 @@ out of date or made up, and must not guide the treatment of anybody.
 The software is under the Apache License 2.0. The licence of these weights is for those who
 trained them to state, here, with the licences of the training text in mind.
 """
+
+KINDS = {
+    "sentencepiece": "It was a SentencePiece\nmodel; the character U+2581 comes back as a space.",
+    "byte_level": "It is byte-level, as\nGPT-2's; any text comes back unchanged.",
+}
 
 
 def save(
@@ -73,7 +78,7 @@ def save(
     """Writes the folder `output`, which appears when it is complete.
 
     params: nested dict of float32 arrays as in `model/gpt.py`.
-    vocabulary: the SentencePiece model that the training text was encoded with.
+    vocabulary: the file that the training text was encoded with.
     extra: further lines of the model card's table, such as {"step": 300000}.
 
     Raises:
@@ -96,7 +101,7 @@ def save(
         # Without a padding token some releases of transformers warn at each text and take eos.
         tokens = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
         _write_json(folder / "generation_config.json", tokens)
-        (folder / "README.md").write_text(card(model, extra), encoding="utf-8")
+        (folder / "README.md").write_text(card(model, pieces.kind, extra), encoding="utf-8")
         weights = folder / "model.safetensors"
         laid_out = dict(tqdm(tensors, total=total, desc="export", unit="tensor"))
         try:
@@ -147,8 +152,8 @@ def config(model: Model, *, eos_id: int) -> dict[str, object]:
     }
 
 
-def card(model: Model, extra: Mapping[str, object]) -> str:
-    """The folder's README.md."""
+def card(model: Model, kind: str, extra: Mapping[str, object]) -> str:
+    """The folder's README.md; kind: of the vocabulary."""
     facts = {
         "parameters": f"{model.parameters:,}",
         "layers": model.layers,
@@ -160,7 +165,7 @@ def card(model: Model, extra: Mapping[str, object]) -> str:
         **extra,
     }
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    return CARD.format(rows=rows, end=END_OF_TEXT)
+    return CARD.format(rows=rows, end=END_OF_TEXT, vocabulary=KINDS[kind])
 
 
 def _write_json(path: Path, values: Mapping[str, object]) -> None:

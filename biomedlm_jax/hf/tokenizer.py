@@ -1,7 +1,8 @@
-"""Our SentencePiece vocabulary as Hugging Face tokenizer files with the same ids for any text.
+"""Our vocabulary as Hugging Face tokenizer files with the same ids for any text.
 
 Comes after `data/tokenizer.py`, which trains the vocabulary; `hf/save.py` puts the files beside
-the weights. They need neither SentencePiece nor torch where they are loaded.
+the weights. They need neither SentencePiece nor torch where they are loaded. A byte-level
+vocabulary is such a file already; the rest of this is about SentencePiece.
 
 Why the ids agree: SentencePiece's BPE [1] joins, again and again, the neighbours whose join is
 the piece of the highest score, the leftmost of equals. Hugging Face's does the same with a list
@@ -11,8 +12,9 @@ edge of xy, hence all steps inside it were those that xy takes when it stands al
 end in one pair. There is no pre-tokenizer: SentencePiece joins over the whole text.
 
 Two things remain to know. Both turn a space into U+2581, so that character of a text comes back
-as a space. And where a text holds the end-of-text marker literally, Hugging Face makes the marker
-of it, unless the tokenizer is loaded with split_special_tokens=True; SentencePiece never does.
+as a space; byte-level keeps it. And, of either kind, where a text holds the end-of-text marker
+literally, Hugging Face makes the marker of it, unless the tokenizer is loaded with
+split_special_tokens=True; `Vocabulary` never does.
 
 [1] https://github.com/google/sentencepiece/blob/v0.2.0/src/bpe_model.cc
 """
@@ -24,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.vocabulary import END_OF_TEXT, Vocabulary
@@ -37,14 +39,17 @@ Piece = sentencepiece_model.ModelProto.SentencePiece
 
 
 def convert(vocabulary: Path) -> Tokenizer:
-    """The tokenizer that gives the ids of the SentencePiece model in the file `vocabulary`.
+    """The tokenizer that gives the ids of the vocabulary in the file `vocabulary`.
 
     Raises:
       UserError: the file is no vocabulary of ours, or one with something that Hugging Face's BPE
         cannot express; all such things are named.
     """
+    ours = Vocabulary(vocabulary)
+    if ours.kind == "byte_level":
+        return Tokenizer.from_file(str(ours.path))
     proto = sentencepiece_model.ModelProto()
-    proto.ParseFromString(Vocabulary(vocabulary).path.read_bytes())
+    proto.ParseFromString(ours.path.read_bytes())
     if refused := _refused(proto):
         raise UserError(
             f"{vocabulary} cannot become a Hugging Face tokenizer with the same ids: "
@@ -82,6 +87,12 @@ def write(tokenizer: Tokenizer, folder: Path, *, context: int) -> None:
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
     }
+    if isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+        settings |= {
+            "tokenizer_class": "GPT2Tokenizer",
+            "unk_token": END_OF_TEXT,
+            "add_prefix_space": False,
+        }
     text = json.dumps(settings, indent=2) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 

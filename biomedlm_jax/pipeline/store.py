@@ -4,7 +4,7 @@
 a folder that needs nothing beside it:
 
     manifest.json                      what is in it, written last: without it there is no store
-    vocabulary/sentencepiece.model     the vocabulary that the tokens belong to
+    vocabulary/sentencepiece.model     the vocabulary that the tokens belong to; or tokenizer.json
     <split>/tokens                     uint16 [tokens]; every document ends with the eos token
     <split>/documents                  int64 [documents, 4]; see COLUMNS
 
@@ -26,6 +26,7 @@ import numpy as np
 import tensorstore as ts
 
 from biomedlm_jax.entry import UserError
+from biomedlm_jax.pipeline.vocabulary import file_in, file_name
 
 FORMAT = 1
 COLUMNS = ("first token", "utf-8 bytes", "source", "number")
@@ -71,9 +72,7 @@ class TokenStore:
         self.vocab_size: int = self.manifest["vocabulary"]["size"]
         self.eos_id: int = self.manifest["vocabulary"]["eos_id"]
         self.vocabulary_sha256: str = self.manifest["vocabulary"]["sha256"]
-        self.vocabulary_path = self.path / "vocabulary" / "sentencepiece.model"
-        if not self.vocabulary_path.is_file():
-            raise UserError(f"{self.vocabulary_path} is missing; write the store again")
+        self.vocabulary_path = file_in(self.path / "vocabulary", "write the store again")
         rows: int = splits[split]["documents"]
         self._array = _open(self.path / split / "tokens", (self.tokens,), _TOKEN_SHARD)
         table = self.path / split / "documents"
@@ -154,7 +153,7 @@ class StoreWriter:
             )
         self._folder = folder
         (folder / "vocabulary").mkdir()
-        shutil.copyfile(vocabulary, folder / "vocabulary" / "sentencepiece.model")
+        shutil.copyfile(vocabulary, folder / "vocabulary" / file_name(vocabulary))
         self._vocabulary = {
             "sha256": hashlib.sha256(vocabulary.read_bytes()).hexdigest(),
             "size": vocab_size,

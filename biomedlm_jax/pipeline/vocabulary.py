@@ -1,86 +1,201 @@
 """The vocabulary: text to token ids and back.
 
-`data/tokenizer.py` trains it, a store carries a copy of it. Evaluation and sampling use
-`Vocabulary`, which needs SentencePiece alone; `seqio_vocabulary` gives the same ids inside seqio's
+`data/tokenizer.py` trains it, a store carries a copy of it. There are two kinds, told apart by the
+name of the file, with one interface:
+
+    sentencepiece   sentencepiece.model, SentencePiece's byte-pair encoding
+    byte_level      tokenizer.json, byte-pair encoding of UTF-8 as in GPT-2 and BioMedLM [1], in
+                    the format of Hugging Face's `tokenizers`
+
+Evaluation and sampling use `Vocabulary`; `tasks.seqio_vocabulary` gives the same ids inside seqio's
 tasks, at the price of importing TensorFlow.
+
+[1] Bolton et al. 2024, arXiv 2403.18421
 """
 
 import hashlib
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import sentencepiece
+import tokenizers
 from jaxtyping import Int
+from tokenizers import pre_tokenizers
 
 from biomedlm_jax.entry import UserError
 
-if TYPE_CHECKING:
-    import seqio
-
 MODEL_FILE = "sentencepiece.model"  # in the folder that data.tokenizer writes
+BYTE_LEVEL_FILE = "tokenizer.json"  # or this one
 END_OF_TEXT = "<|endoftext|>"  # ends every document; no text is ever encoded to it
+_TRAIN = "train one with `python -m data.tokenizer`"
+
+
+def file_name(vocabulary: Path) -> str:
+    """What the file `vocabulary` is called in a folder."""
+    return BYTE_LEVEL_FILE if vocabulary.suffix == ".json" else MODEL_FILE
+
+
+def file_in(folder: Path, remedy: str = _TRAIN) -> Path:
+    """The vocabulary's file in a folder.
+
+    remedy: what the user can do where there is none.
+
+    Raises:
+      UserError: there is none, or one of each kind.
+    """
+    found = [folder / n for n in (MODEL_FILE, BYTE_LEVEL_FILE) if (folder / n).is_file()]
+    if not found:
+        raise UserError(
+            f"vocabulary {folder} has no {BYTE_LEVEL_FILE}, and {MODEL_FILE} is no file; {remedy}"
+        )
+    if len(found) > 1:
+        raise UserError(f"vocabulary {folder} has {MODEL_FILE} and {BYTE_LEVEL_FILE}; name one")
+    return found[0]
 
 
 class Vocabulary:
-    """A SentencePiece model file.
+    """A file of either kind.
 
     Attributes:
-      path: the file, or the folder that holds it as `sentencepiece.model`.
+      path: the file, or the folder that holds it.
+      kind: "sentencepiece" or "byte_level".
       size: number of ids.
       eos_id: the id of END_OF_TEXT.
       sha256: of the file.
 
     Raises:
-      UserError: no such file, not a SentencePiece model, or one that does not end documents with
-        END_OF_TEXT.
+      UserError: no such file, not of the kind that its name says, or one that does not end
+        documents with END_OF_TEXT.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path / MODEL_FILE if path.is_dir() else path
+        self.path = file_in(path) if path.is_dir() else path
         if not self.path.is_file():
-            raise UserError(
-                f"vocabulary {self.path} is no file; train one with `python -m data.tokenizer`"
-            )
+            raise UserError(f"vocabulary {self.path} is no file; {_TRAIN}")
         model = self.path.read_bytes()
+        byte_level = file_name(self.path) == BYTE_LEVEL_FILE
+        self.kind = "byte_level" if byte_level else "sentencepiece"
+        self._model = _ByteLevel(self.path, model) if byte_level else _Pieces(self.path, model)
+        self.size = self._model.size
+        self.eos_id = self._model.eos_id
+        self.sha256 = hashlib.sha256(model).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without an end-of-text id, also where the text holds END_OF_TEXT itself.
+        `decode` gives the same text again, but for the character U+2581, which SentencePiece
+        writes for a space and reads as one; byte_level keeps that too."""
+        return self._model.encode([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """`encode` of each text, on several threads."""
+        return self._model.encode(texts)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`; end-of-text ids give nothing, bytes that are no UTF-8 U+FFFD."""
+        return self._model.decode(ids)
+
+    def token_bytes(self) -> Int[np.ndarray, "size"]:
+        """How many bytes of UTF-8 each id stands for; 0 for those that stand for no text."""
+        return np.array([self._model.length(id) for id in range(self.size)])
+
+
+class _Pieces:
+    """SentencePiece."""
+
+    def __init__(self, path: Path, model: bytes) -> None:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
-            raise UserError(f"vocabulary {self.path} is no SentencePiece model: {error}") from error
+            raise UserError(f"vocabulary {path} is no SentencePiece model: {error}") from error
         self.size: int = self._processor.vocab_size()
         self.eos_id: int = self._processor.eos_id()
-        self.sha256 = hashlib.sha256(model).hexdigest()
         if self.eos_id < 0 or self._processor.id_to_piece(self.eos_id) != END_OF_TEXT:
-            raise UserError(
-                f"vocabulary {self.path} has no {END_OF_TEXT} as end of text; train one with "
-                "`python -m data.tokenizer`"
-            )
+            raise UserError(f"vocabulary {path} has no {END_OF_TEXT} as end of text; {_TRAIN}")
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without an end-of-text id. `decode` gives the same text again, but for
-        the character U+2581, which SentencePiece writes for a space and reads as one."""
-        return self._processor.encode(text)
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        return self._processor.encode(texts)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of `ids`; end-of-text ids give nothing."""
         return self._processor.decode(ids)
 
-    def token_bytes(self) -> Int[np.ndarray, "size"]:
-        """How many bytes of UTF-8 each id stands for; 0 for those that stand for no text."""
-
-        def length(id: int) -> int:
-            if self._processor.is_control(id) or self._processor.is_unknown(id):
-                return 0
-            if self._processor.is_byte(id):
-                return 1
-            return len(self._processor.id_to_piece(id).replace("\u2581", " ").encode())
-
-        return np.array([length(id) for id in range(self.size)])
+    def length(self, id: int) -> int:
+        if self._processor.is_control(id) or self._processor.is_unknown(id):
+            return 0
+        if self._processor.is_byte(id):
+            return 1
+        return len(self._processor.id_to_piece(id).replace("\u2581", " ").encode())
 
 
-def seqio_vocabulary(path: Path) -> "seqio.SentencePieceVocabulary":
-    """The same ids as `Vocabulary(path)`, for seqio's features."""
-    import seqio
+class _ByteLevel:
+    """Byte-pair encoding of bytes, each of them written as one of 256 printable characters."""
 
-    return seqio.SentencePieceVocabulary(str(Vocabulary(path).path))
+    def __init__(self, path: Path, model: bytes) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(model.decode())
+        except Exception as error:  # `tokenizers` raises no narrower class
+            raise UserError(f"vocabulary {path} is no tokenizer file: {error}") from error
+        settings = json.loads(model)
+        self.size: int = self._tokenizer.get_vocab_size()
+        if refused := _refused(settings, self._tokenizer):
+            raise UserError(
+                f"vocabulary {path} is no byte-level vocabulary as in GPT-2: {'; '.join(refused)}; "
+                f"{_TRAIN} --kind=byte_level"
+            )
+        self.eos_id: int = self.size - 1
+        # A token has a character for each byte.
+        self._lengths = {id: len(token) for token, id in self._tokenizer.get_vocab().items()}
+        self._lengths[self.eos_id] = 0
+        # Without this, the end of text in a text would become the end of text.
+        self._tokenizer.encode_special_tokens = True
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+
+    def decode(self, ids: list[int]) -> str:
+        if ids and max(ids) >= self.size:  # the library would leave it out
+            raise IndexError(f"id {max(ids)} is out of range; there are {self.size}")
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def length(self, id: int) -> int:
+        return self._lengths[id]
+
+
+def _refused(settings: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> list[str]:
+    """What of a tokenizer.json makes other ids than GPT-2's rules, or loses text."""
+    model, before = settings["model"], settings["pre_tokenizer"] or {}
+    names = tokenizer.get_vocab()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    last = tokenizer.get_vocab_size() - 1
+    added = [(token["id"], token["content"]) for token in settings["added_tokens"]]
+    foreign = [name for name in names if name != END_OF_TEXT and not set(name) <= set(alphabet)]
+    refusals = {
+        f"its model is {model['type']}, not BPE": model["type"] != "BPE",
+        "a normalizer changes its text": settings["normalizer"],
+        "it cuts or pads": settings["truncation"] or settings["padding"],
+        "its pre-tokenizer is not ByteLevel alone": before.get("type") != "ByteLevel"
+        or not before["use_regex"],
+        "add_prefix_space is on": before.get("add_prefix_space"),
+        "its post-processor is not ByteLevel": settings["post_processor"]
+        and settings["post_processor"]["type"] != "ByteLevel",
+        "its decoder is not ByteLevel": (settings["decoder"] or {}).get("type") != "ByteLevel",
+        "its model drops merges, marks words or spells bytes": any(
+            model.get(name)
+            for name in (
+                "dropout",
+                "continuing_subword_prefix",
+                "end_of_word_suffix",
+                "byte_fallback",
+                "ignore_merges",
+            )
+        ),
+        "it lacks some of the 256 bytes": not set(alphabet) <= names.keys(),
+        f"it has tokens that are no bytes: {foreign[:3]}": foreign,
+        "its ids have gaps": sorted(names.values()) != list(range(last + 1)),
+        f"{END_OF_TEXT} is not its last id and its only added token": added != [(last, END_OF_TEXT)]
+        or not settings["added_tokens"][0]["special"],
+    }
+    return [sentence for sentence, applies in refusals.items() if applies]
