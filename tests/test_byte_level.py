@@ -1,18 +1,20 @@
 """The byte-level vocabulary: GPT-2's rules, the same ids by every way, nothing lost."""
 
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from biomedlm_jax import config, held_out
+from biomedlm_jax import held_out, step
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.hf import save
 from biomedlm_jax.hf import tokenizer as exported
@@ -21,7 +23,7 @@ from biomedlm_jax.pipeline.vocabulary import END_OF_TEXT, Vocabulary
 from data import documents, tokenizer
 from data.documents import Document
 from data.tokenize import tokenize
-from tests.conftest import ROOT, SHARED, sentences
+from tests.conftest import ROOT, SHARED, TINY, sentences
 
 GPT2 = SHARED / "tokenizers" / "gpt2"
 SIZE = 400
@@ -379,12 +381,16 @@ class TestExport:
         two = [vocabulary.encode(part) for part in ("one", "two")]
         assert theirs(f"one{END_OF_TEXT}two")["input_ids"] == [*two[0], eos, *two[1]]
 
-    def test_card_says_which_kind(self):
-        model = config.Model(
-            layers=1, width=8, heads=1, mlp=32, vocab=SIZE, context=8, dropout=0.0, init_std=0.02,
-            layer_norm_epsilon=1e-5, compute_dtype="float32", remat="none", attention="auto",
-        )  # fmt: skip
-        assert "byte-level" in save.card(model, "byte_level", {})
+    def test_folder_of_a_model(self, vocabulary, tmp_path):
+        model = dataclasses.replace(TINY.model, vocab=SIZE)
+        params = step.init(dataclasses.replace(TINY, model=model)).params
+        params = jax.tree.map(np.asarray, params)
+        save.save(params, model, vocabulary.path, tmp_path / "hf", extra={})
+        found = {name: (tmp_path / "hf" / name) for name in ("tokenizer.json", "README.md")}
+        assert found["tokenizer.json"].read_bytes() == vocabulary.path.read_bytes()
+        assert "byte-level" in found["README.md"].read_text()
+        assert "U+2581" not in found["README.md"].read_text()
+        assert json.loads((tmp_path / "hf" / "config.json").read_text())["eos_token_id"] == SIZE - 1
         assert "U+2581" in save.card(model, "sentencepiece", {})
 
 
