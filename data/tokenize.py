@@ -1,15 +1,17 @@
 """Documents to tokens: python -m data.tokenize --documents=DIR --vocabulary=DIR --output=DIR
 
-Runs the seqio task of `biomedlm_jax/pipeline/tasks.py` over both splits and writes the token store
-that `biomedlm_jax/pipeline/store.py` describes; that folder is all that a training run needs.
-Comes after `parse.py` and `tokenizer.py`. What TensorFlow says of CUDA drivers that it did not
-find, and seqio of a padding id, is harmless: neither is used.
+Writes the token store that `biomedlm_jax/pipeline/store.py` describes; that folder is all that a
+training run needs. Comes after `parse.py` and `tokenizer.py`. The vocabulary encodes batches of
+documents on all cores; the seqio task of `biomedlm_jax/pipeline/tasks.py` gives the same tokens,
+one document at a time and with TensorFlow.
 """
 
 import importlib.metadata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 from tqdm import tqdm
 
@@ -17,6 +19,8 @@ from biomedlm_jax import entry
 from biomedlm_jax.pipeline.store import SPLITS, StoreWriter
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from data import documents
+
+_BATCH = 1 << 22  # characters that are encoded at once; their tokens take some 40 MB
 
 
 def tokenize(folder: Path, vocabulary_folder: Path, output: Path) -> dict[str, Any]:
@@ -49,12 +53,16 @@ def tokenize(folder: Path, vocabulary_folder: Path, output: Path) -> dict[str, A
             vocab_size=vocabulary.size,
             eos_id=vocabulary.eos_id,
         )
-        _run_task(folder, source, vocabulary.path, writer, bar)
-        kind = {
-            "sentencepiece": ("sentencepiece", "tensorflow-text"),
-            "byte_level": ("tokenizers",),
-        }
-        packages = ("seqio", *kind[vocabulary.kind], "tensorstore")
+        for split in SPLITS:
+            for batch in _batches(folder / f"{split}.jsonl"):
+                rows = vocabulary.encode_batch([document.text for document in batch])
+                for document, row in zip(batch, rows, strict=True):
+                    nbytes = len(document.text.encode())
+                    tokens = np.array([*row, vocabulary.eos_id])
+                    writer.append(split, tokens, document.id, document.source, nbytes)
+                    bar.update(nbytes)
+        kind = {"sentencepiece": "sentencepiece", "byte_level": "tokenizers"}
+        packages = (kind[vocabulary.kind], "tensorstore")
         manifest = writer.close(
             documents=source,
             versions={name: importlib.metadata.version(name) for name in packages},
@@ -69,26 +77,17 @@ def tokenize(folder: Path, vocabulary_folder: Path, output: Path) -> dict[str, A
     return manifest
 
 
-def _run_task(
-    folder: Path, source: dict[str, Any], vocabulary: Path, writer: StoreWriter, bar: tqdm
-) -> None:
-    import seqio  # seconds, and all of TensorFlow
-
-    from biomedlm_jax.pipeline import tasks
-
-    task = seqio.get_mixture_or_task(tasks.register(folder, source, vocabulary))
-    for split in SPLITS:
-        dataset = task.get_dataset(split=split, shuffle=False, try_in_mem_cache=False)
-        for example in dataset.as_numpy_iterator():
-            nbytes = int(example["bytes"])
-            writer.append(
-                split,
-                example["targets"],
-                id=example["id"].decode(),
-                source=example["source"].decode(),
-                nbytes=nbytes,
-            )
-            bar.update(nbytes)
+def _batches(file: Path) -> Iterator[list[documents.Document]]:
+    """The documents of a file, in its order, in lists that are worth the start of threads."""
+    batch, characters = [], 0
+    for document in documents.read(file):
+        batch.append(document)
+        characters += len(document.text)
+        if characters >= _BATCH:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def main() -> None:

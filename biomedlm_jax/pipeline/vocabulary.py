@@ -116,7 +116,7 @@ class _Pieces:
             raise UserError(f"vocabulary {path} has no {END_OF_TEXT} as end of text; {_TRAIN}")
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        return self._processor.encode(texts)
+        return self._processor.encode(texts, num_threads=-1)  # as many as there are cores
 
     def decode(self, ids: list[int]) -> str:
         return self._processor.decode(ids)
