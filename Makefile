@@ -2,6 +2,7 @@
 #   make demo                     the whole way on the corpus that the repository ships
 #   make small CORPUS=DIR         the same on NCBI's files below DIR, 12M parameters
 #   make test                     the tests;  make test-slow: with those over 20 seconds
+#   make bench-data CORPUS=DIR    parsing, tokenising and loading beside their peers
 #   make lint                     ruff and pyright;  make golden: renew tests/golden
 #   make clean                    caches;  make clean-runs: also every model that demo and small made
 
@@ -14,7 +15,7 @@ TESTS := $(VENV)/bin/python -m pytest -n $(CPUS) --dist worksteal
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: setup demo small test test-slow lint golden clean clean-runs
+.PHONY: setup demo small test test-slow bench-data lint golden clean clean-runs
 
 setup: $(VENV)/.installed
 
@@ -38,6 +39,12 @@ test: setup
 
 test-slow: setup
 	$(TESTS)
+
+bench-data: setup
+	@test -n "$(CORPUS)" || { echo "error: name the folder of NCBI's files: make bench-data CORPUS=DIR"; exit 2; }
+	test -d .venv-bench || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	.venv-bench/bin/python -m data.bench --corpus=$(CORPUS)
 
 lint: setup
 	$(VENV)/bin/ruff check .
