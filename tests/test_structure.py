@@ -26,6 +26,7 @@ ORDER = [
     "pipeline.store",
     "pipeline.tasks",
     "pipeline.loader",
+    "pipeline.inspect",
     "checkpoint",
     "held_out",
     "metrics",

@@ -43,13 +43,7 @@ class Loader:
     def starts(self, step: int) -> Int[np.ndarray, "batch"]:
         """The first token of each row of batch `step`."""
         batch, length = self.shape
-        sample = step * batch + np.arange(batch)
-        epochs, index = np.divmod(sample, self.blocks)
-        block = np.empty_like(index)
-        for epoch in np.unique(epochs):
-            now = epochs == epoch
-            block[now] = shuffled(index[now], self.blocks, seed=self.seed, epoch=int(epoch))
-        return block * length
+        return blocks_of(step, batch=batch, blocks=self.blocks, seed=self.seed)[1] * length
 
     def batch(self, step: int) -> jax.Array:
         """Batch `step`; each host reads the rows that its devices hold, and no others."""
@@ -73,6 +67,18 @@ class Loader:
                 if step + 1 < last:
                     ahead = reader.submit(self.batch, step + 1)
                 yield present
+
+
+def blocks_of(
+    step: int, *, batch: int, blocks: int, seed: int
+) -> tuple[Int[np.ndarray, "batch"], Int[np.ndarray, "batch"]]:
+    """The epoch of each row of batch `step`, and the block of [0, blocks) that it is."""
+    epochs, index = np.divmod(step * batch + np.arange(batch), blocks)
+    block = np.empty_like(index)
+    for epoch in np.unique(epochs):
+        now = epochs == epoch
+        block[now] = shuffled(index[now], blocks, seed=seed, epoch=int(epoch))
+    return epochs, block
 
 
 def held_out(
