@@ -19,18 +19,20 @@ import statistics
 import tempfile
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from biomedlm_jax import entry
 from biomedlm_jax.pipeline.loader import Loader
-from biomedlm_jax.pipeline.store import SPLITS, StoreWriter, TokenStore
+from biomedlm_jax.pipeline.store import TokenStore
+from biomedlm_jax.pipeline.store_writer import StoreWriter
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from data import documents, parse, pubmed, tokenize, tokenizer
 
@@ -50,7 +52,7 @@ def bench(corpus: Path, rounds: int) -> dict[str, dict[str, float | str]]:
         made = Path(folder)
         with _silent():
             parse.parse(corpus, made / "documents", 20)
-        texts = [d.text for s in SPLITS for d in documents.read(made / "documents" / f"{s}.jsonl")]
+        texts = [document.text for document in documents.read(made / "documents")]
         return {
             "parse": parsing(corpus, rounds),
             "tokenize": tokenizing(made, texts, rounds),
@@ -129,23 +131,17 @@ def tokenizing(made: Path, texts: list[str], rounds: int) -> dict[str, float | s
 
 def loading(made: Path, rounds: int) -> dict[str, float | str]:
     """Tokens a second through the loader, and the first batch at step 1,000,000 against step 0."""
-    folder = made / "store"
-    folder.mkdir()
-    size = Vocabulary(made / "vocabulary").size
-    eos = Vocabulary(made / "vocabulary").eos_id
-    writer = StoreWriter(
-        folder,
-        SPLITS,
-        vocabulary=Vocabulary(made / "vocabulary").path,
-        vocab_size=size,
-        eos_id=eos,
-    )
+    vocabulary = Vocabulary(made / "vocabulary")
+    folder = epath.Path(made / "store")
     draw = np.random.default_rng(0)
-    for number in range(TOKENS // 1_000_000):
-        tokens = draw.integers(2, size, 1_000_000)
-        tokens[-1] = eos
-        writer.append("train", tokens, f"PMID:{number + 1}", "abstract", len(tokens))
-    writer.close(documents={}, versions={})
+
+    def rows() -> Iterator[tuple[str, np.ndarray, str, str, int]]:
+        for number in range(TOKENS // 1_000_000):
+            tokens = draw.integers(2, vocabulary.size, 1_000_000)
+            tokens[-1] = vocabulary.eos_id
+            yield "train", tokens, f"PMID:{number + 1}", "abstract", len(tokens)
+
+    StoreWriter.of(folder, folder / "work", vocabulary).write_all(rows())
     sharding = NamedSharding(Mesh(jax.devices()[:1], ("data",)), PartitionSpec("data"))
 
     def opened() -> Loader:

@@ -1,37 +1,64 @@
-"""The folder of documents that `parse.py` writes and `tokenizer.py` and `tokenize.py` read.
+"""The folder of documents that `parse.py` writes, `clean.py` thins out, and `tokenizer.py` and
+`tokenize.py` read.
 
-    train.jsonl, heldout.jsonl   one document per line; heldout is never trained on
-    quarantine.jsonl             what could not be read: file, position, reason
-    manifest.json                the settings, counts of every stage, sizes and hashes
+    shards/00000.jsonl.zst   documents, one a line, in the order of the files they came from
+    quarantine.jsonl         what could not be read: file, position, reason
+    manifest.json            settings, counts, sizes and hashes; written last
 
-`biomedlm_jax/pipeline/tasks.py` reads the lines for seqio; otherwise the format is known here only.
+Whether a document is trained on or held out follows from its id alone (`is_heldout`), so a folder
+is not divided by it. `biomedlm_jax/pipeline/tasks.py` reads the lines for seqio; otherwise the
+format is known here only.
 """
 
+import collections
 import contextlib
 import dataclasses
 import errno
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+import zstandard
+from etils import epath
 
 from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.pipeline.store import SOURCES, SPLITS
+from biomedlm_jax.pipeline.lines import compressed, lines
+from biomedlm_jax.pipeline.store import SOURCES, SPLITS, is_heldout
 from data.markup import Unreadable
 
+MANIFEST, QUARANTINE, SHARDS = "manifest.json", "quarantine.jsonl", "shards"
+Folder = Path | epath.Path  # on a disk or gs://
+_TALLIED = ("source", "year", "language", "licence")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of no call that reads
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    id: str  # "PMID:123", "PMC:123"
-    source: str  # "abstract", "full_text"
-    year: int | None  # of publication
+    id: str  # "PMID:123", "PMC:123"; see SOURCES in biomedlm_jax/pipeline/store.py
+    source: str  # a key of SOURCES
+    date: str  # of publication, as far as known: "2015-03-07", "2015-03", "2015", ""
     language: str  # three letters as in PubMed
     licence: str
     text: str
+    journal: str = ""
+    types: tuple[str, ...] = ()  # of publication, in PubMed's or PMC's words
+    pmid: int | None = None
+    pmcid: int | None = None
+    doi: str | None = None
+    version: int = 1
+    # In other languages or for other readers: {"type", "language", "text"}. Never trained on.
+    other_abstracts: tuple[dict[str, str], ...] = ()
+
+    @property
+    def number(self) -> int:
+        return int(self.id.split(":")[1])
+
+    @property
+    def year(self) -> int | None:
+        return int(self.date[:4]) if self.date else None
 
 
 @contextlib.contextmanager
@@ -58,114 +85,180 @@ def output_folder(output: Path) -> Iterator[Path]:
         ) from error
 
 
-def is_heldout(id: str, per_mille: int) -> bool:
-    """Whether a document is kept from training. It depends on nothing but the id, so that it never
-    moves when the corpus grows."""
-    digest = hashlib.blake2b(id.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % 1000 < per_mille
+class Tally:
+    """Documents and bytes of text by split, source, year, language and licence; a sum of tallies
+    is the tally of all."""
+
+    def __init__(self, summaries: Iterable[dict[str, Any]] = ()) -> None:
+        self._counts: dict[str, collections.Counter[tuple[str, str]]] = {
+            "documents": collections.Counter(),
+            "bytes": collections.Counter(),
+        }
+        for summary in summaries:
+            for field, values in summary.items():
+                for value, units in values.items():
+                    for unit, count in units.items():
+                        self._counts.setdefault(unit, collections.Counter())[field, value] += count
+
+    def add(self, document: Document, split: str, **units: int) -> None:
+        """Counts one more document; `units` are further numbers to add up, such as its tokens."""
+        values = {"split": split, **{f: str(getattr(document, f)) for f in _TALLIED}}
+        numbers = {"documents": 1, "bytes": len(document.text.encode()), **units}
+        for unit, number in numbers.items():
+            counter = self._counts.setdefault(unit, collections.Counter())
+            for item in values.items():
+                counter[item] += number
+
+    def summary(self) -> dict[str, dict[str, dict[str, int]]]:
+        """{"year": {"2015": {"documents": 3, "bytes": 4000}}, ...}"""
+        found: dict[str, dict[str, dict[str, int]]] = {f: {} for f in ("split", *_TALLIED)}
+        for field, value in sorted({key for c in self._counts.values() for key in c}):
+            units = {unit: counter[field, value] for unit, counter in self._counts.items()}
+            found[field][value] = units
+        return found
 
 
-class Writer:
-    """Writes the folder, in a `with` block; `finish` is the last that is called in it."""
+class ShardWriter:
+    """Writes one file of documents, in a `with` block; it appears when the block ends well."""
 
-    def __init__(self, folder: Path, heldout_per_mille: int) -> None:
-        self._folder = folder
+    def __init__(self, file: epath.Path, heldout_per_mille: int) -> None:
         self._heldout_per_mille = heldout_per_mille
-        self._files = contextlib.ExitStack()
-        self._quarantine = self._open("quarantine.jsonl")
-        self._splits = {name: _Split(self._open(f"{name}.jsonl")) for name in SPLITS}
-        self.quarantined = 0
-        self.first_quarantined: dict[str, str] | None = None
+        self._hash = hashlib.sha256()
+        self._tally = Tally()
+        self._file = file
+        self._stack = contextlib.ExitStack()
+        self.documents = 0
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> "ShardWriter":
+        self._lines = self._stack.enter_context(compressed(self._file))
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._files.close()
-
-    @property
-    def documents(self) -> int:
-        return sum(split.documents for split in self._splits.values())
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def write(self, document: Document) -> None:
-        split = SPLITS[is_heldout(document.id, self._heldout_per_mille)]
-        self._splits[split].write(document)
+        line = to_line(document)
+        self._lines.write(line)
+        self._hash.update(line)
+        self._tally.add(document, SPLITS[is_heldout(document.id, self._heldout_per_mille)])
+        self.documents += 1
 
-    def set_aside(self, file: str, what: Unreadable) -> None:
-        line = {"file": file, **dataclasses.asdict(what)}
-        self._quarantine.write(_line(line))
-        self.quarantined += 1
-        self.first_quarantined = self.first_quarantined or line
-
-    def finish(self, **entries: Any) -> dict[str, Any]:
-        """Writes manifest.json, with `entries` at its head, and returns what it holds."""
-        splits = {name: split.summary() for name, split in self._splits.items()}
-        manifest = {**entries, "quarantined": self.quarantined, "splits": splits}
-        text = json.dumps(manifest, indent=2) + "\n"
-        (self._folder / "manifest.json").write_text(text, encoding="utf-8")
-        return manifest
-
-    def _open(self, name: str) -> IO[bytes]:
-        return self._files.enter_context((self._folder / name).open("wb"))
+    def summary(self) -> dict[str, Any]:
+        """For `finish`: the lines' number and hash, and their tally."""
+        return {
+            "name": self._file.name,
+            "documents": self.documents,
+            "sha256": self._hash.hexdigest(),
+            "tally": self._tally.summary(),
+        }
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """manifest.json of a folder of documents.
+def finish(
+    folder: epath.Path, shards: list[dict[str, Any]], heldout_per_mille: int, **entries: Any
+) -> dict[str, Any]:
+    """Writes manifest.json, with `entries` at its head, and returns what it holds.
 
-    Raises:
-      UserError: `folder` is none.
+    shards: `ShardWriter.summary` of each, in order.
     """
-    file = folder / "manifest.json"
-    missing = [f for f in (file, *(folder / f"{s}.jsonl" for s in SPLITS)) if not f.is_file()]
-    if missing:
-        raise UserError(
-            f"--documents={folder} is no folder of documents: it has no {missing[0].name}; write "
-            "one with `python -m data.parse`"
-        )
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        for name in SPLITS:
-            for key in ("documents", "bytes", "sha256"):
-                manifest["splits"][name][key]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} was not written by `python -m data.parse`: {error!r}") from error
+    names = [{k: v for k, v in s.items() if k != "tally"} for s in shards]
+    tally = Tally(shard["tally"] for shard in shards).summary()
+    nothing = {"documents": 0, "bytes": 0}
+    manifest = {
+        **entries,
+        "heldout_per_mille": heldout_per_mille,
+        "splits": {split: tally["split"].get(split, nothing) for split in SPLITS},
+        "tally": tally,
+        "sha256": hashlib.sha256("".join(s["sha256"] for s in names).encode()).hexdigest(),
+        "shards": names,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 
-def read(file: Path) -> Iterator[Document]:
-    """The documents of a .jsonl file, in its order."""
-    with file.open("rb") as lines:
-        for line in lines:
-            yield Document(**json.loads(line))
+def read_manifest(folder: Folder) -> dict[str, Any]:
+    """manifest.json of a folder of documents.
+
+    Raises:
+      UserError: `folder` is none, or a shard of it is missing.
+    """
+    file = folder / MANIFEST
+    if not file.exists():
+        raise UserError(
+            f"--documents={folder} is no folder of documents: it has no {MANIFEST}; write one "
+            "with `python -m data.parse`"
+        )
+    try:
+        manifest = json.loads(file.read_text())
+        for split in SPLITS:
+            for key in ("documents", "bytes"):
+                manifest["splits"][split][key]
+        for key in ("heldout_per_mille", "sha256", "tally"):
+            manifest[key]
+        names = [shard["name"] for shard in manifest["shards"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} was not written by `python -m data.parse`: {error!r}") from error
+    for name in names:
+        if not (folder / SHARDS / name).exists():
+            raise UserError(
+                f"--documents={folder} is not whole: {SHARDS}/{name} is missing; copy or write "
+                "the folder again"
+            )
+    return manifest
 
 
-def append(file: IO[bytes], document: Document) -> int:
-    """Writes a document to a binary file; returns the bytes of the line."""
-    return file.write(_line(dataclasses.asdict(document)))
+def read(folder: Folder, split: str | None = None) -> Iterator[Document]:
+    """The documents of a folder, in order; with `split`, only those of it.
+
+    Raises:
+      UserError: as `read_manifest` and `read_shard`.
+    """
+    manifest = read_manifest(folder)
+    for shard in manifest["shards"]:
+        for document in read_shard(folder / SHARDS / shard["name"]):
+            if split is None or split == split_of(document, manifest["heldout_per_mille"]):
+                yield document
 
 
-class _Split:
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-        self._sizes = {source: {"documents": 0, "bytes": 0} for source in SOURCES}
-        self.documents = 0
-
-    def write(self, document: Document) -> None:
-        line = _line(dataclasses.asdict(document))
-        self._file.write(line)
-        self._hash.update(line)
-        self.documents += 1
-        size = self._sizes[document.source]
-        size["documents"] += 1
-        size["bytes"] += len(document.text.encode())
-
-    def summary(self) -> dict[str, Any]:
-        total = {
-            unit: sum(s[unit] for s in self._sizes.values()) for unit in ("documents", "bytes")
-        }
-        return {**total, "sources": self._sizes, "sha256": self._hash.hexdigest()}
+def split_of(document: Document, heldout_per_mille: int) -> str:
+    return SPLITS[is_heldout(document.id, heldout_per_mille)]
 
 
-def _line(values: dict[str, Any]) -> bytes:
+def read_shard(file: Folder) -> Iterator[Document]:
+    """The documents of one file.
+
+    Raises:
+      UserError: it is damaged, or a line is no document; the line is named by number.
+    """
+    number = 1
+    try:
+        for line in lines(file):
+            yield _document(line)
+            number += 1
+    except (zstandard.ZstdError, EOFError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{file}, line {number}, is no document: {error!r}; copy or write the folder again"
+        ) from error
+
+
+def to_line(document: Document) -> bytes:
+    return line_of(dataclasses.asdict(document))
+
+
+def line_of(values: dict[str, Any]) -> bytes:
     return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+
+
+def set_aside(file: str, what: Unreadable) -> bytes:
+    """A line of quarantine.jsonl."""
+    return line_of({"file": file, **dataclasses.asdict(what)})
+
+
+def _document(line: bytes) -> Document:
+    values = json.loads(line)
+    values["types"] = tuple(values["types"])
+    values["other_abstracts"] = tuple(values["other_abstracts"])
+    document = Document(**values)
+    prefix = SOURCES[document.source][1] + ":"
+    if not (document.id.startswith(prefix) and document.id.removeprefix(prefix).isdecimal()):
+        raise ValueError(f"id {document.id!r} of source {document.source!r}")
+    return document

@@ -5,17 +5,21 @@ captions of figures, and formulas where they are given as MathML. Left out are t
 captions and notes, the figures themselves, supplementary files, footnotes, the bibliography,
 formulas that exist as TeX or as a picture only, and everything behind the body. The licence is
 read here too; whether it suffices is decided by OPEN_LICENCES.
+
+Namespaces do not matter. Articles come alone, in an answer of PMC's OAI service, or in a set as
+efetch returns it.
 """
 
 import dataclasses
 import re
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 import lxml.etree as etree
 
-from data.markup import SAFELY, MarkupError, collapse, plain, tag
+from data.markup import SAFELY, MarkupError, Unreadable, collapse, plain, tag
 
-ROOTS = ("article",)
+ROOTS = ("article", "OAI-PMH", "pmc-articleset")
 OPEN_LICENCES = ("CC-BY", "CC0/public domain")
 
 _LEFT_OUT = {
@@ -61,6 +65,15 @@ _FLOATS = {"fig", "fig-group", "boxed-text"}
 
 # JATS gives two letters and "en" where it gives none (a default of its DTD), PubMed gives three.
 _LANGUAGES = {"en": "eng", "es": "spa", "fr": "fre", "de": "ger", "pt": "por", "it": "ita"}
+_PMCIDS = ("pmcid", "pmc", "pmcaid", "pmcid-ver")  # PMC's own names for it over the years
+_PMCID = re.compile(r"(?:PMC)?(\d{1,18})(?:\.\d+)?")
+_XLINK = "http://www.w3.org/1999/xlink"
+# A notice is an article of its own; the retracted one is marked by PMC with a link to it, by some
+# publishers in the title alone.
+_NOTICES = ("retraction", "withdrawal")
+_RETRACTED_BY = {"retraction-forward", "retracted-by", "retraction"}
+_TAKEN_BACK = ("retracted-article", "withdrawn-article")
+_RETRACTED_TITLE = re.compile(r"\W*(?:retracted|withdrawn)(?:\s+article)?\s*[:\]]", re.IGNORECASE)
 _XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")  # oa_comm_xml.incr.2025-01-31.tar.gz
@@ -78,12 +91,18 @@ _FORBIDDEN = re.compile(r"commercial|not for profit|no.?deriv|share.?alike|\bnc\
 @dataclasses.dataclass(frozen=True)
 class Article:
     pmcid: int
+    version: int
     pmid: int | None
-    year: int | None
+    doi: str | None
+    date: str  # of first publication: "2015-03-07", "2015-03", "2015" or ""
     language: str
     licence: str
+    journal: str
+    types: tuple[str, ...]  # JATS's article-type, as it stands
     text: str  # paragraphs joined by empty lines; empty without abstract and body
+    retracted: bool
     retraction_notice: bool
+    retracts: tuple[int, ...]  # PMIDs that a notice names
 
 
 def release_order(name: str) -> tuple[str, str]:
@@ -92,36 +111,105 @@ def release_order(name: str) -> tuple[str, str]:
     return found[0] if found else "", name
 
 
+def articles(stream: IO[bytes]) -> Iterator[Article | Unreadable]:
+    """The articles of a file with one of ROOTS, and what could not be read."""
+    try:
+        root = _root(stream.read())
+    except MarkupError as error:
+        yield Unreadable("article", str(error))
+        return
+    if tag(root) == "article":
+        yield _or_unreadable(root, "article")
+        return
+    if tag(root) not in ROOTS:
+        yield Unreadable("article", f"root element is {tag(root)}, not article")
+        return
+    number = 0
+    for element in root.iter("article", "header"):
+        if tag(element) == "article":
+            number += 1
+            yield _or_unreadable(element, f"article {number}")
+        elif element.get("status") == "deleted":
+            id = element.findtext("identifier")
+            yield Unreadable(f"record {id}", "deleted by PMC")
+    if not number and (error := root.findtext("error")):
+        yield Unreadable("start", f"PMC answered with an error: {error}")
+
+
 def read(source: bytes) -> Article:
     """The article of a file.
 
     Raises:
       MarkupError: broken XML, another root element, no PMCID, an undefined entity.
     """
+    root = _root(source)
+    if tag(root) != "article":
+        raise MarkupError(f"root element is {tag(root)}, not article")
+    return _article(root)
+
+
+def _root(source: bytes) -> Any:
     try:
         root = etree.fromstring(source, etree.XMLParser(**SAFELY))
     except etree.XMLSyntaxError as error:
         raise MarkupError(f"broken XML: {error.msg}") from error
-    if tag(root) not in ROOTS:
-        raise MarkupError(f"root element is {tag(root)}, not article")
+    if root.tag[0] == "{" or len(root.nsmap) > 0:
+        for element in root.iter("{*}*"):
+            element.tag = tag(element)
+    return root
+
+
+def _or_unreadable(element: Any, position: str) -> Article | Unreadable:
+    try:
+        return _article(element)
+    except MarkupError as error:
+        return Unreadable(position, str(error))
+
+
+def _article(root: Any) -> Article:
     meta = root.find("front/article-meta")
     if meta is None:
         raise MarkupError("no front/article-meta")
     ids = {e.get("pub-id-type"): collapse(e.text or "") for e in meta.iterfind("article-id")}
-    pmcid = re.sub("^PMC", "", ids.get("pmcid") or ids.get("pmc") or "")
-    if not pmcid.isdigit():
-        raise MarkupError("no article-id of type pmc or pmcid")
+    found = (_PMCID.fullmatch(ids.get(name, "")) for name in _PMCIDS)
+    pmcid = next((match[1] for match in found if match), None)
+    if pmcid is None:
+        raise MarkupError("no article-id of type pmc, pmcid or pmcaid")
+    version = re.fullmatch(r"PMC\d+\.(\d{1,9})", ids.get("pmcid-ver", ""))
     pmid = ids.get("pmid", "")
     language = (root.get(_XML_LANG) or "en").lower()
+    kind = root.get("article-type") or ""
+    related = meta.findall("related-article")
+    relations = {e.get("related-article-type") for e in related}
+    title = meta.find("title-group/article-title")
+    journal = root.find("front/journal-meta//journal-title")
     return Article(
         pmcid=int(pmcid),
+        version=int(version[1]) if version else 1,
         pmid=int(pmid) if pmid.isdigit() else None,
-        year=_year(meta),
+        doi=ids.get("doi"),
+        date=_date(meta),
         language=_LANGUAGES.get(language, language),
         licence=licence(meta.find("permissions")),
+        journal="" if journal is None else plain(journal),
+        types=(kind,) if kind else (),
         text=_text(root, meta),
-        retraction_notice=root.get("article-type") == "retraction",
+        retracted=kind == "retracted-article"
+        or bool(relations & _RETRACTED_BY)
+        or bool(title is not None and _RETRACTED_TITLE.match(plain(title))),
+        retraction_notice=kind in _NOTICES,
+        retracts=_retracts(related) if kind in _NOTICES else (),
     )
+
+
+def _retracts(related: list[Any]) -> tuple[int, ...]:
+    """PMIDs of the articles that a notice takes back, where it gives them."""
+    links = (
+        e.get(f"{{{_XLINK}}}href") or ""
+        for e in related
+        if e.get("related-article-type") in _TAKEN_BACK and e.get("ext-link-type") == "pubmed"
+    )
+    return tuple(int(link) for link in links if re.fullmatch(r"\d{1,18}", link))
 
 
 def licence(permissions: Any) -> str:
@@ -147,11 +235,25 @@ def licence(permissions: Any) -> str:
     return "CC-BY" if attribution else "CC0/public domain"
 
 
-def _year(meta: Any) -> int | None:
-    """Of the first publication; PMC's own release can be years later."""
-    dates = [d for d in meta.iterfind("pub-date") if d.get("pub-type") != "pmc-release"]
-    years = [int(y) for d in dates if (y := d.findtext("year")) and y.isdigit()]
-    return min(years, default=None)
+def _date(meta: Any) -> str:
+    """Of the first publication, as far as it is known; PMC's own release can be years later."""
+    dates = [_iso(d) for d in meta.iterfind("pub-date") if d.get("pub-type") != "pmc-release"]
+    years = [date[:4] for date in dates if date]
+    # "2015" sorts before "2015-03": of the earliest year the most precise, then the earliest.
+    first = [date for date in dates if date and date[:4] == min(years)]
+    return min((d for d in first if len(d) == max(map(len, first))), default="")
+
+
+def _iso(date: Any) -> str:
+    parts = [(date.findtext(name) or "").strip() for name in ("year", "month", "day")]
+    if not re.fullmatch(r"[12]\d{3}", parts[0]):
+        return ""
+    kept = parts[0]
+    for part, most in zip(parts[1:], (12, 31), strict=True):
+        if not (part.isdecimal() and 1 <= int(part) <= most):
+            break
+        kept += f"-{int(part):02}"
+    return kept
 
 
 def _text(root: Any, meta: Any) -> str:

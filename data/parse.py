@@ -1,290 +1,275 @@
-"""NCBI's XML to documents: python -m data.parse --input=DIR --output=DIR
+"""NCBI's files to documents: python -m data.parse --input=DIR --output=DIR
 
-Takes whatever lies below --input: PubMed's citation files (.xml, .xml.gz), PMC articles (.nxml,
-.xml) and archives of articles (.tar.gz), told apart by their root element. Writes the folder that
-`documents.py` describes, for `tokenizer.py` and `tokenize.py`.
+Takes whatever `sources.py` knows below --input: PubMed's citation files, PMC's articles and
+archives of them, The Pile's JSONL. Writes the folder that `documents.py` describes, for
+`clean.py`, `tokenizer.py` and `tokenize.py`.
 
-Of several versions of a citation the last that NLM published counts, deleted and retracted ones do
-not, only articles under an open licence do, and an abstract yields to the full text of the same
-work. Memory holds the numbers of all documents, one file's citations and one article, never the
-corpus. What can not be read is set aside by name and never ends the run.
+Three steps over all cores (`stages.py`): every file is read once, its documents are written and
+each is described by a row; a query over the rows decides which count (`settle.py`); these are
+copied into the folder. Memory holds one document and the rows of one file, never the corpus. What
+can not be read is set aside by name and never ends the run.
 """
 
 import collections
-import contextlib
-import gzip
-import io
-import os
-import tarfile
-import zlib
-from collections.abc import Iterator
-from pathlib import Path
+import dataclasses
+import functools
+import json
 from typing import Any
 
-import lxml.etree as etree
 from absl import flags
-from tqdm import tqdm
-from tqdm.utils import CallbackIOWrapper
+from etils import epath
 
 from biomedlm_jax import entry
+from biomedlm_jax.entry import UserError
+from biomedlm_jax.pipeline.lines import compressed, lines
 from biomedlm_jax.pipeline.store import document_id
-from data import documents, jats, pubmed
+from data import documents, jats, pile, settle, sources, stages
 from data.documents import Document
-from data.markup import SAFELY, MarkupError, Unreadable, tag
+from data.markup import Unreadable
+from data.pubmed import Citation, Deletion
+from data.stages import SERIAL, Runner, Step
 
-_DAMAGE = (OSError, EOFError, zlib.error, tarfile.TarError)  # of a file that is being read
+HELDOUT_PER_MILLE = 20
 
 
-def parse(folder: Path, output: Path, heldout_per_mille: int) -> dict[str, Any]:
-    """Writes the documents below `folder` to `output` and returns what manifest.json holds.
+@dataclasses.dataclass(frozen=True)
+class Parse:
+    """What the steps need to know; goes to every worker.
+
+    folder: where the output is built.
+    """
+
+    input: epath.Path
+    folder: epath.Path
+    heldout_per_mille: int
+
+    def steps(self) -> list[Step]:
+        return [
+            Step("read", self._groups, self._read, self.folder),
+            Step("settle", self._everything, self._settle, self.folder),
+            Step("parse", self._groups, self._write, self.folder),
+            Step("parsed", self._everything, self._finish, self.folder),
+        ]
+
+    @functools.cached_property
+    def _files(self) -> dict[str, int]:
+        """{name: bytes} in the order of publication, as it was when the run first began."""
+        return json.loads((self._raw / "files.json").read_text())
+
+    @property
+    def _raw(self) -> epath.Path:
+        return self.folder / "work/raw"
+
+    def list_files(self) -> None:
+        """Fixes what is read, before the steps begin."""
+        listing = self._raw / "files.json"
+        if not listing.exists():
+            self._raw.mkdir(parents=True, exist_ok=True)
+            listing.write_text(json.dumps(sources.candidates(self.input)))
+
+    def _groups(self) -> dict[str, int]:
+        groups = sources.groups(self._files)
+        return {f"{i:05}": sum(self._files[n] for n in group) for i, group in enumerate(groups)}
+
+    def _everything(self) -> dict[str, int]:
+        return {"all": sum(self._files.values())}
+
+    def _read(self, name: str) -> dict[str, Any]:
+        """Reads the files of a group."""
+        ranks = {file: rank for rank, file in enumerate(self._files)}
+        shard = _Shard(int(name))
+        with (
+            compressed(self._raw / f"{name}.jsonl.zst") as shard.lines,
+            compressed(self._raw / f"{name}.quarantine.zst") as quarantine,
+        ):
+            for path in sources.groups(self._files)[int(name)]:
+                file = sources.File(self.input, path)
+                shard.rank = ranks[path]
+                shard.counts.clear()
+                for item in file.items():
+                    if isinstance(item, Unreadable):
+                        shard.counts["unreadable"] += 1
+                        shard.unreadable.setdefault(path, dataclasses.asdict(item))
+                        quarantine.write(documents.set_aside(path, item))
+                    else:
+                        shard.add(item)
+                shard.files.append(
+                    {
+                        "name": path,
+                        "kind": file.kind,
+                        "bytes": file.bytes,
+                        "sha256": file.sha256,
+                        "counts": dict(shard.counts),
+                    }
+                )
+        settle.write_table(self._raw / f"{name}.parquet", shard.rows)
+        return {
+            "files": shard.files,
+            "unreadable": shard.unreadable,
+            "licences": shard.licences,
+            "other sets": shard.other_sets,
+        }
+
+    def _settle(self, _: str) -> dict[str, Any]:
+        tables = [self._raw / f"{name}.parquet" for name in self._groups()]
+        return settle.settle(tables, self._raw / "kept.parquet")
+
+    def _write(self, name: str) -> dict[str, Any]:
+        """Copies the documents of a group that count."""
+        wanted = set(settle.rows_of(int(name), self._raw / "kept.parquet"))
+        place = self.folder / documents.SHARDS
+        place.mkdir(exist_ok=True)
+        with documents.ShardWriter(place / f"{name}.jsonl.zst", self.heldout_per_mille) as writer:
+            raw = documents.read_shard(self._raw / f"{name}.jsonl.zst")
+            for row, document in enumerate(raw):
+                if row in wanted:
+                    writer.write(document)
+        return writer.summary()
+
+    def _finish(self, _: str) -> dict[str, Any]:
+        """Writes quarantine.jsonl and manifest.json.
+
+        Raises:
+          UserError: no document came of anything.
+        """
+        read = stages.summaries(self.folder, "read")
+        files = [file for summary in read.values() for file in summary["files"]]
+        counts: collections.Counter[str] = collections.Counter()
+        for file in files:
+            counts.update(file["counts"])
+        with (self.folder / documents.QUARANTINE).open("wb") as quarantine:
+            for name in read:
+                for line in lines(self._raw / f"{name}.quarantine.zst"):
+                    quarantine.write(line)
+        shards = list(stages.summaries(self.folder, "parse").values())
+        ends = stages.summaries(self.folder, "settle")["all"]
+        if not any(shard["documents"] for shard in shards):
+            raise UserError(self._nothing(files, ends, read))
+        documents.finish(
+            self.folder,
+            [shard for shard in shards if shard["documents"]],
+            self.heldout_per_mille,
+            counts={"read": dict(sorted((+counts).items())), **ends},
+            licences=_sum(summary["licences"] for summary in read.values()),
+            other_sets=_sum(summary["other sets"] for summary in read.values()),
+            quarantined=counts["unreadable"],
+            files=files,
+        )
+        return {"documents": sum(shard["documents"] for shard in shards)}
+
+    def _nothing(self, files: list[Any], ends: dict[str, Any], read: dict[str, Any]) -> str:
+        message = f"--input={self.input} gave no document: {len(files)} files were read"
+        for source, verdicts in ends.items():
+            message += f"; {source}: " + ", ".join(f"{n} {v}" for v, n in verdicts.items())
+        for summary in read.values():
+            for path, what in summary["unreadable"].items():
+                return f"{message}; {path}, {what['position']}: {what['reason']}"
+        return message
+
+
+class _Shard:
+    """What came of the files of a group so far."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._ordinal = 0
+        self._row = 0
+        self.rank = 0
+        self.lines: Any = None
+        self.rows: list[tuple[Any, ...]] = []  # of settle.COLUMNS
+        self.files: list[dict[str, Any]] = []
+        self.unreadable: dict[str, dict[str, str]] = {}  # the first of each file
+        self.counts: collections.Counter[str] = collections.Counter()  # of the present file
+        self.licences: collections.Counter[str] = collections.Counter()
+        self.other_sets: collections.Counter[str] = collections.Counter()
+
+    def add(self, item: Any) -> None:
+        self._ordinal += 1
+        if isinstance(item, Citation):
+            self.counts["citations"] += 1
+            self.counts["with abstract"] += bool(item.abstract)
+            self.counts["with other abstracts"] += bool(item.other_abstracts)
+            self._document(
+                "citation", _from_citation(item) if item.abstract else None, "abstract",
+                item.pmid, item.version, item.pmid,
+                (bool(item.abstract), item.retracted, item.retraction_notice, False),
+            )  # fmt: skip
+            self._retracts(item.retracts)
+        elif isinstance(item, Deletion):
+            self.counts["deleted PMIDs"] += len(item.pmids)
+            for pmid in item.pmids:
+                self._append(-1, "deletion", "abstract", pmid, 0, None, (False,) * 4)
+        elif isinstance(item, jats.Article):
+            self.counts["articles"] += 1
+            self.licences[item.licence] += 1
+            opened = item.licence in jats.OPEN_LICENCES
+            self._document(
+                "article", _from_article(item) if opened and item.text else None, "full_text",
+                item.pmcid, item.version, item.pmid,
+                (bool(item.text), item.retracted, item.retraction_notice, not opened),
+            )  # fmt: skip
+            self._retracts(item.retracts)
+        elif isinstance(item, pile.Piece):
+            self.counts["pieces"] += 1
+            document = _from_piece(item)
+            self._document(
+                "piece", document, item.source, item.number, 1, None, (True, *(False,) * 3)
+            )
+        else:
+            self.counts["lines of other sets"] += 1
+            self.other_sets[item.set_name] += 1
+
+    def _retracts(self, pmids: tuple[int, ...]) -> None:
+        for pmid in pmids:
+            self._append(-1, "retracts", "abstract", pmid, 0, None, (False,) * 4)
+
+    def _document(self, item: str, document: Document | None, *described: Any) -> None:
+        row = -1
+        if document is not None:
+            row, self._row = self._row, self._row + 1
+            self.lines.write(documents.to_line(document))
+        self._append(row, item, *described)
+
+    def _append(self, row: int, item: str, source: str, number: int, version: int,
+                pmid: int | None, is_: tuple[bool, ...]) -> None:  # fmt: skip
+        self.rows.append(
+            (self._number, row, self.rank, self._ordinal, item, source, number, version, pmid, *is_)
+        )
+
+
+def parse(
+    input: epath.PathLike, output: epath.PathLike, heldout_per_mille: int, runner: Runner = SERIAL
+) -> dict[str, Any]:
+    """Writes the documents of the files below `input` to `output` and returns its manifest.
 
     Raises:
-      UserError: `folder` is missing or gives no document, or `output` is not empty or can not be
+      UserError: `input` is missing or gives no document, or `output` is not empty or can not be
         written.
     """
-    files = _candidates(folder)
-    with (
-        documents.output_folder(output) as partial,
-        documents.Writer(partial, heldout_per_mille) as writer,
-        tqdm(
-            desc="parse",
-            total=sum(f.stat().st_size for f in files),
-            unit="B",
-            unit_scale=True,
-        ) as bar,
-    ):
-        run = _Run(folder, writer, bar)
-        citations, articles = run.by_kind(files)
-        waiting = partial / "waiting.jsonl"
-        retracted = run.read_citations(citations, waiting)
-        full_texts = run.write_articles(articles, retracted)
-        run.write_abstracts(waiting, retracted, full_texts)
-        if not writer.documents:
-            raise entry.UserError(
-                f"--input={folder} gave no document: {run.entries()}, {writer.quarantined} "
-                f"unreadable, the first of them {writer.first_quarantined}"
-            )
-        settings = {"input": str(folder), "heldout_per_mille": heldout_per_mille}
-        return writer.finish(flags=settings, **run.entries())
+    source, target = epath.Path(input), epath.Path(output)
+    settings = {"input": str(source), "heldout_per_mille": heldout_per_mille}
+    with stages.building(target, settings) as folder:
+        work = Parse(source, folder, heldout_per_mille)
+        work.list_files()
+        stages.run(work.steps(), runner)
+    return documents.read_manifest(target)
 
 
-def _candidates(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise entry.UserError(f"--input={folder} is no folder")
-    endings = (".xml", ".xml.gz", ".nxml", ".tar.gz")
-    files = [
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, onerror=_refuse)
-        for name in names
-        if name.endswith(endings)
-    ]
-    if not files:
-        raise entry.UserError(f"--input={folder} has no file that ends in {', '.join(endings)}")
-    return sorted(files)
-
-
-def _refuse(error: OSError) -> None:
-    raise error  # os.walk would skip a folder that it may not open
-
-
-class _Run:
-    """What the stages share: where documents and unreadable things go, and the counts."""
-
-    def __init__(self, folder: Path, writer: documents.Writer, bar: tqdm) -> None:
-        self._writer = writer
-        self._folder = folder
-        self._bar = bar
-        self._abstracts: collections.Counter[str] = collections.Counter()
-        self._articles: collections.Counter[str] = collections.Counter()
-        self._licences: collections.Counter[str] = collections.Counter()
-
-    def entries(self) -> dict[str, Any]:
-        """The counts, for the manifest."""
-        counts = {"abstract": dict(self._abstracts), "full_text": dict(self._articles)}
-        return {"counts": counts, "licences": dict(sorted(self._licences.items()))}
-
-    def by_kind(self, files: list[Path]) -> tuple[list[Path], list[Path]]:
-        """Citation files and articles or their archives, the newest first."""
-        citations, articles = [], []
-        for path in files:
-            if path.name.endswith(".tar.gz"):
-                if self._holds_articles(path):
-                    articles.append(path)
-                continue
-            root = self._root(path)
-            if root in pubmed.ROOTS:
-                citations.append(path)
-            elif root in jats.ROOTS:
-                articles.append(path)
-            elif root is not None:
-                self._set_aside(path, Unreadable("start", f"root element is {root}"))
-        citations.sort(key=lambda p: (pubmed.release_order(p.name), p), reverse=True)
-        articles.sort(key=lambda p: (jats.release_order(p.name), p), reverse=True)
-        self._abstracts["files"], self._articles["files"] = len(citations), len(articles)
-        return citations, articles
-
-    def read_citations(self, files: list[Path], waiting: Path) -> set[int]:
-        """Writes the abstracts to a file to wait for the full texts; returns retracted PMIDs.
-
-        With the newest file first, the first version of a citation that is met is the one that
-        counts, and no text has to be remembered.
-        """
-        count = self._abstracts
-        settled: set[int] = set()
-        deleted: set[int] = set()
-        retracted: set[int] = set()
-        with waiting.open("wb") as lines:
-            for path in files:
-                newest, deletions = self._newest(path)
-                deleted |= deletions
-                for pmid, citation in newest.items():
-                    if pmid in settled:
-                        count["revised"] += 1
-                        continue
-                    settled.add(pmid)
-                    if pmid in deleted:
-                        count["deleted"] += 1
-                    elif citation.retracted:
-                        count["retracted"] += 1
-                        retracted.add(pmid)
-                    elif citation.retraction_notice:
-                        count["retraction notices"] += 1
-                        retracted.update(citation.retracts)
-                    elif not citation.abstract:
-                        count["no abstract"] += 1
-                    else:
-                        documents.append(lines, _from_citation(citation))
-        return retracted
-
-    def _newest(self, path: Path) -> tuple[dict[int, pubmed.Citation], set[int]]:
-        """A file's citations by PMID, of each the highest version, and what the file deletes."""
-        newest: dict[int, pubmed.Citation] = {}
-        deletions: set[int] = set()
-        for item in self._citations(path):
-            if isinstance(item, Unreadable):
-                self._set_aside(path, item)
-            elif isinstance(item, pubmed.Deletion):
-                deletions.update(item.pmids)
-            else:
-                self._abstracts["citations"] += 1
-                self._abstracts["with abstract"] += bool(item.abstract)
-                before = newest.get(item.pmid)
-                self._abstracts["revised"] += before is not None
-                if before is None or item.version >= before.version:
-                    newest[item.pmid] = item
-        return newest, deletions
-
-    def _citations(self, path: Path) -> Iterator[pubmed.Citation | pubmed.Deletion | Unreadable]:
-        try:
-            with _opened(path, self._bar) as stream:
-                yield from pubmed.read(stream)
-        except _DAMAGE as error:
-            yield Unreadable("after what was read", f"damaged file: {error}")
-
-    def write_articles(self, files: list[Path], retracted: set[int]) -> set[int]:
-        """Writes the articles that may be used; returns their PMIDs. Of two with one PMCID that in
-        the newest file counts, the first of it."""
-        count = self._articles
-        seen: set[int] = set()
-        written: set[int] = set()
-        for path in files:
-            for item in self._read_articles(path):
-                if isinstance(item, Unreadable):
-                    self._set_aside(path, item)
-                    continue
-                count["articles"] += 1
-                if item.pmcid in seen:
-                    count["revised"] += 1
-                    continue
-                seen.add(item.pmcid)
-                self._licences[item.licence] += 1
-                if item.licence not in jats.OPEN_LICENCES:
-                    count["licence not open"] += 1
-                elif item.retraction_notice:
-                    count["retraction notices"] += 1
-                elif item.pmid in retracted:
-                    count["retracted"] += 1
-                elif not item.text:
-                    count["no text"] += 1
-                else:
-                    count["documents"] += 1
-                    self._writer.write(_from_article(item))
-                    if item.pmid is not None:
-                        written.add(item.pmid)
-        return written
-
-    def _read_articles(self, path: Path) -> Iterator[jats.Article | Unreadable]:
-        name = "nothing"
-        try:
-            for name, source in _article_files(path, self._bar):
-                if isinstance(source, Unreadable):
-                    yield source
-                    continue
-                try:
-                    yield jats.read(source)
-                except MarkupError as error:
-                    yield Unreadable(name, str(error))
-        except _DAMAGE as error:
-            yield Unreadable(f"after {name}", f"damaged file: {error}")
-
-    def write_abstracts(self, waiting: Path, retracted: set[int], full_texts: set[int]) -> None:
-        """Writes the abstracts that waited, but for those whose full text was written."""
-        for document in documents.read(waiting):
-            pmid = int(document.id.split(":")[1])
-            if pmid in retracted:
-                self._abstracts["retracted"] += 1
-            elif pmid in full_texts:
-                self._abstracts["duplicates of a full text"] += 1
-            else:
-                self._abstracts["documents"] += 1
-                self._writer.write(document)
-        waiting.unlink()
-
-    def _holds_articles(self, path: Path) -> bool:
-        """Whether an archive has an article in it; one without is set aside as a whole. As a rule
-        its first file is an article, but a publisher's supplement may stand before that."""
-        first, reason = "start", "no file in it ends in .nxml or .xml"
-        try:
-            members = _article_files(path, None)
-            files = ((name, s) for name, s in members if not isinstance(s, Unreadable))
-            for number, (name, source) in enumerate(files):
-                try:
-                    root = _root_element(io.BytesIO(source))
-                    found = f"root element is {root}, not article"
-                except etree.XMLSyntaxError as error:
-                    root, found = None, f"not XML: {error.msg}"
-                if root in jats.ROOTS:
-                    return True
-                if number == 0:
-                    first, reason = name, found
-        except _DAMAGE as error:
-            reason = f"damaged file: {error}"
-        self._set_aside(path, Unreadable(first, reason))
-        return False
-
-    def _root(self, path: Path) -> str | None:
-        """The name of a file's root element; none, and the file set aside, if it has none."""
-        try:
-            with _opened(path, None) as stream:
-                return _root_element(stream)
-        except etree.XMLSyntaxError as error:
-            self._set_aside(path, Unreadable(f"line {error.lineno}", f"not XML: {error.msg}"))
-        except _DAMAGE as error:
-            self._set_aside(path, Unreadable("start", f"damaged file: {error}"))
-        return None
-
-    def _set_aside(self, path: Path, what: Unreadable) -> None:
-        self._writer.set_aside(str(path.relative_to(self._folder)), what)
-
-
-def _from_citation(citation: pubmed.Citation) -> Document:
+def _from_citation(citation: Citation) -> Document:
     return Document(
         id=document_id("abstract", citation.pmid),
         source="abstract",
-        year=citation.year,
+        date=citation.date,
         language=citation.language,
         licence="PubMed",
         text=citation.text,
+        journal=citation.journal,
+        types=citation.types,
+        pmid=citation.pmid,
+        pmcid=citation.pmcid,
+        doi=citation.doi,
+        version=citation.version,
+        other_abstracts=tuple(dataclasses.asdict(other) for other in citation.other_abstracts),
     )
 
 
@@ -292,74 +277,67 @@ def _from_article(article: jats.Article) -> Document:
     return Document(
         id=document_id("full_text", article.pmcid),
         source="full_text",
-        year=article.year,
+        date=article.date,
         language=article.language,
         licence=article.licence,
         text=article.text,
+        journal=article.journal,
+        types=article.types,
+        pmid=article.pmid,
+        pmcid=article.pmcid,
+        doi=article.doi,
+        version=article.version,
     )
 
 
-def _root_element(stream: Any) -> str:
-    _, element = next(iter(etree.iterparse(stream, events=("start",), **SAFELY)))
-    return tag(element)
+def _from_piece(piece: pile.Piece) -> Document:
+    return Document(
+        id=document_id(piece.source, piece.number),
+        source=piece.source,
+        date="",
+        language="und",
+        licence="The Pile",
+        text=piece.text,
+    )
 
 
-def _article_files(path: Path, bar: tqdm | None) -> Iterator[tuple[str, bytes | Unreadable]]:
-    """The articles of an archive, or the one that the file is. Nothing is unpacked to a disk; a
-    member that is a link, or whose name leads out of the archive, is refused all the same: NCBI's
-    archives have none, so the archive is not what it seems."""
-    with _opened(path, bar) as stream:
-        if not path.name.endswith(".tar.gz"):
-            yield path.name, stream.read()
-            return
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
-            for member in archive:
-                name = member.name
-                if member.isdir() or not name.endswith((".nxml", ".xml")):
-                    continue
-                if name.startswith("/") or ".." in name.split("/"):
-                    yield name, Unreadable(name, "a path that leads out of the archive")
-                elif content := member.isfile() and archive.extractfile(member):
-                    yield name, content.read()
-                else:
-                    yield name, Unreadable(name, "a link or device, not a file")
+def _sum(counters: Any) -> dict[str, int]:
+    total: collections.Counter[str] = collections.Counter()
+    for counter in counters:
+        total.update(counter)
+    return dict(sorted(total.items()))
 
 
-@contextlib.contextmanager
-def _opened(path: Path, bar: tqdm | None) -> Iterator[Any]:
-    """A file unpacked, for reading; the bar moves by bytes on disk."""
-    with path.open("rb") as file:
-        raw: Any = file if bar is None else CallbackIOWrapper(bar.update, file, "read")
-        if path.name.endswith(".gz"):
-            with gzip.GzipFile(fileobj=raw) as unpacked:
-                yield unpacked
-        else:
-            yield raw
-
-
-def _print_table(manifest: dict[str, Any]) -> None:
-    for source, counts in manifest["counts"].items():
-        print(source)
+def print_counts(manifest: dict[str, Any]) -> None:
+    for stage, counts in manifest["counts"].items():
+        print(stage)
         for name, count in counts.items():
             print(f"  {name:28}{count:>14,}")
-    print("licence of the full texts")
-    for name, count in manifest["licences"].items():
-        print(f"  {name:28}{count:>14,}")
-    print(f"{'unreadable':30}{manifest['quarantined']:>14,}")
     for name, split in manifest["splits"].items():
         print(f"{name:30}{split['documents']:>14,} documents {split['bytes']:>16,} bytes")
 
 
 def main() -> None:
     given = flags.FLAGS
-    manifest = parse(Path(given.input), Path(given.output), given.heldout_per_mille)
-    _print_table(manifest)
+    manifest = parse(given.input, given.output, given.heldout_per_mille, stages.given_runner())
+    print_counts(manifest)
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("input", None, "Folder with NCBI's files, at any depth.", required=True)
+    flags.DEFINE_integer(
+        "heldout_per_mille",
+        HELDOUT_PER_MILLE,
+        "Of 1000 documents, how many are kept from training.",
+        0,
+        1000,
+    )
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("input", None, "Folder with NCBI's files, at any depth.", required=True)
+    from data import parse as module  # workers find its functions under this name
+
+    module.define_flags()
     flags.DEFINE_string("output", None, "Folder to write; absent or empty.", required=True)
-    flags.DEFINE_integer(
-        "heldout_per_mille", 20, "Of 1000 documents, how many are kept from training.", 0, 1000
-    )
-    entry.run(main)
+    stages.define_flags()
+    entry.run(module.main)

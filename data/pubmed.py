@@ -1,10 +1,14 @@
 """PubMed's citation files, as NLM publishes them once a year and updates them every day.
 
-A file holds citations (MedlineCitation, wrapped in PubmedArticle since 2002's DTDs) and, in an
-update, the numbers of citations that are to be deleted. Which of several versions of a citation
-counts is decided in `parse.py`; here one file is read, in constant memory.
+A file holds citations (MedlineCitation, wrapped in PubmedArticle since 2002's DTDs), chapters of
+NCBI's books (PubmedBookArticle) and, in an update, the numbers of citations that are to be deleted.
+Which of several versions of a citation counts is decided in `settle.py`; here one file is read.
+
+The stream of bytes is cut at the ends of records and each is parsed by itself. So memory holds one
+record, and what is broken, or larger than LARGEST, costs that record and no other.
 """
 
+import codecs
 import dataclasses
 import re
 import zlib
@@ -15,24 +19,50 @@ import lxml.etree as etree
 
 from data.markup import SAFELY, MarkupError, Unreadable, plain, tag
 
-ROOTS = ("PubmedArticleSet", "MedlineCitationSet")
+ROOTS = ("PubmedArticleSet", "MedlineCitationSet", "PubmedBookArticleSet")
+LARGEST = 16 << 20  # bytes of a record; the largest real ones are under 2 MB
 
 _RELEASE = re.compile(r"(\d\d)n(\d{4,})\.xml")
 _RETRACTED = {"Retracted Publication"}
 _NOTICE = {"Retraction of Publication", "Retraction Notice"}  # until 2024, and since
+
+_RECORDS = ("PubmedArticle", "PubmedBookArticle", "MedlineCitation", "DeleteCitation",
+            "DeleteDocument")  # fmt: skip
+_NAMES = "|".join(_RECORDS).encode()
+_BEGIN = re.compile(rb"<(%s)(?=[\s>/])" % _NAMES)
+_END_OF_SET = re.compile(rb"</(?:%s)\s*>" % "|".join(ROOTS).encode())
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+# Lets entities stand as they are, for `markup.plain`; nothing is loaded.
+_DOCTYPE = b'<!DOCTYPE record SYSTEM "pubmed.dtd">'
+_DECLARED = re.compile(rb"""^\s*<\?xml[^>]*\bencoding\s*=\s*["']([\w.-]+)""")
+_PMID = re.compile(rb"<PMID\b[^>]*>\s*(\d+)")
+_CHUNK = 1 << 18
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherAbstract:
+    type: str  # who wrote it, or for whom: "Publisher", "plain-language-summary"
+    language: str
+    text: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Citation:
     pmid: int
     version: int
-    year: int | None
+    date: str  # of publication: "2015-03-07", "2015-03", "2015" or ""
     language: str  # NLM's three letters, the first where there are several
     title: str
     abstract: str  # empty if there is none
     retracted: bool
     retraction_notice: bool
     retracts: tuple[int, ...]  # PMIDs of what a notice retracts, where it gives them
+    other_abstracts: tuple[OtherAbstract, ...]
+    journal: str  # or the title of the book
+    types: tuple[str, ...]
+    pmcid: int | None
+    doi: str | None
 
     @property
     def text(self) -> str:
@@ -57,53 +87,193 @@ def read(stream: IO[bytes]) -> Iterator[Citation | Deletion | Unreadable]:
 
     A file that breaks off gives what comes before the break and then an Unreadable.
     """
-    wanted = ("MedlineCitation", "DeleteCitation", "PubmedArticle", "PubmedBookArticle")
-    try:
-        for _, element in etree.iterparse(stream, events=("end",), tag=wanted, **SAFELY):
-            if tag(element) in ("MedlineCitation", "DeleteCitation"):
-                yield _item(element)
-            element.clear()
-            while element.getprevious() is not None:
-                del element.getparent()[0]
-    except etree.XMLSyntaxError as error:
-        yield Unreadable(f"line {error.lineno}", f"broken XML: {error.msg}")
-    except (OSError, EOFError, zlib.error) as error:
-        yield Unreadable("end", f"damaged file: {error}")
+    for record in _records(stream):
+        if isinstance(record, Unreadable):
+            yield record
+            continue
+        number, position, source = record
+        found = _PMID.search(source)
+        where = (
+            f"record {number}, byte {position}, PMID {found[1].decode() if found else 'unknown'}"
+        )
+        try:
+            yield _item(etree.fromstring(_DOCTYPE + source, etree.XMLParser(**SAFELY)))
+        except etree.XMLSyntaxError as error:
+            yield Unreadable(where, f"broken XML: {error.msg}")
+        except MarkupError as error:
+            yield Unreadable(where, str(error))
 
 
-def _item(element: Any) -> Citation | Deletion | Unreadable:
-    try:
-        if tag(element) == "DeleteCitation":
-            return Deletion(tuple(_number(e.text) for e in element.iter("PMID")))
-        return _citation(element)
-    except MarkupError as error:
-        pmid = element.findtext("PMID") or "unknown"
-        return Unreadable(f"line {element.sourceline}, PMID {pmid}", str(error))
+def _records(stream: IO[bytes]) -> Iterator[tuple[int, int, bytes] | Unreadable]:
+    """(number from 1, byte at which it begins, XML) of each record; also damage between them."""
+    buffer, number = _Buffer(stream), 0
+    while begin := buffer.find(_BEGIN):
+        number += 1
+        position, name = buffer.position + begin.start(), begin[1]
+        buffer.drop(begin.start())
+        ended, source = buffer.take(b"</" + name)
+        if not ended:
+            reason = buffer.damage or f"the file ends inside a {name.decode()}"
+            yield Unreadable(f"record {number}, byte {position}", reason)
+            return
+        if source is None:
+            reason = f"a {name.decode()} of over {LARGEST} bytes"
+            yield Unreadable(f"record {number}, byte {position}", reason)
+        else:
+            yield number, position, source
+    if buffer.damage:
+        yield Unreadable(f"byte {buffer.position + len(buffer.data)}", buffer.damage)
+    elif not _END_OF_SET.search(buffer.data) and not _empty_set(buffer.data):
+        yield Unreadable(f"byte {buffer.position + len(buffer.data)}", "the file has no end tag")
 
 
-def _citation(element: Any) -> Citation:
+def _empty_set(data: bytes | bytearray) -> bool:
+    return bool(re.search(rb"<(?:%s)\b[^>]*/>" % "|".join(ROOTS).encode(), data))
+
+
+def _encoding(head: bytes) -> str | None:
+    """Of a file that is not in UTF-8 or ASCII, as NLM's all are; only these can be cut at tags."""
+    if head.startswith(_UTF16):
+        return "utf-16"
+    declared = _DECLARED.search(head.removeprefix(b"\xef\xbb\xbf"))
+    name = declared[1].decode().lower() if declared else "utf-8"
+    return None if name in ("utf-8", "utf8", "us-ascii", "ascii") else name
+
+
+class _Buffer:
+    """A window that moves over a stream."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._decoder: Any = None  # of an encoding that is not UTF-8
+        self._begun = False
+        self.data = bytearray()
+        self.position = 0  # of data[0] in the stream
+        self.damage = ""  # why the stream ended, where it was not its end
+
+    def fill(self) -> bool:
+        """Reads on; whether anything came."""
+        try:
+            # Not read(): what comes before damage would be lost with it.
+            chunk = b"" if self.damage else self._stream.read1(_CHUNK)
+            if not self._begun and (name := _encoding(chunk)):
+                self._decoder = codecs.getincrementaldecoder(name)()
+            self._begun = True
+            if self._decoder:
+                self.data += self._decoder.decode(chunk, final=not chunk).encode()
+            else:
+                self.data += chunk
+        except LookupError as error:
+            self.damage, chunk = str(error), b""
+        except (OSError, EOFError, zlib.error, UnicodeError) as error:
+            self.damage, chunk = f"damaged file: {error}", b""
+        return bool(chunk)
+
+    def drop(self, count: int) -> None:
+        del self.data[:count]
+        self.position += count
+
+    def find(self, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
+        """The first match; what comes before it, but for the last bytes, is forgotten."""
+        while True:
+            found = pattern.search(self.data)
+            # A match that touches the end may be longer, or another, with what follows.
+            if found and found.end() < len(self.data):
+                return found
+            self.drop(max(0, len(self.data) - 100))
+            if not self.fill():
+                return None
+
+    def take(self, end_tag: bytes) -> tuple[bool, bytes | None]:
+        """Removes the record that begins the data. Whether it had an end, and what it was; None
+        where it was over LARGEST bytes and only passed over."""
+        searched, small = 0, True
+        while True:
+            begin = self.data.find(end_tag, searched)
+            close = self.data.find(b">", begin) if begin >= 0 else -1
+            if close >= 0:
+                source = bytes(self.data[: close + 1]) if small else None
+                self.drop(close + 1)
+                return True, source
+            searched = begin if begin >= 0 else max(0, len(self.data) - len(end_tag))
+            if len(self.data) > LARGEST:
+                small = False
+                self.drop(searched)
+                searched = 0
+            if not self.fill():
+                return False, None
+
+
+def _item(element: Any) -> Citation | Deletion:
+    name = tag(element)
+    if name in ("DeleteCitation", "DeleteDocument"):
+        return Deletion(tuple(_number(e.text) for e in element.iter("PMID")))
+    if name == "PubmedBookArticle":
+        return _book(element)
+    citation = element if name == "MedlineCitation" else element.find("MedlineCitation")
+    if citation is None:
+        raise MarkupError("a PubmedArticle without MedlineCitation")
+    return _citation(citation, element.find("PubmedData"))
+
+
+def _citation(element: Any, data: Any) -> Citation:
     pmid, article = element.find("PMID"), element.find("Article")
     if pmid is None or article is None:
         raise MarkupError("a citation must have PMID and Article")
-    types = {e.text for e in article.iterfind("PublicationTypeList/PublicationType")}
+    types = _types(article.iterfind("PublicationTypeList/PublicationType"))
     notes = element.findall("CommentsCorrectionsList/CommentsCorrections")
     retracts = [e.findtext("PMID") for e in notes if e.get("RefType") == "RetractionOf"]
     relations = {e.get("RefType") for e in notes}
+    journal = article.find("Journal")
+    ids = _ids(data)
     return Citation(
         pmid=_number(pmid.text),
         version=_number(pmid.get("Version", "1")),
-        year=_year(article.find("Journal/JournalIssue/PubDate")),
+        date=_date(article.find("Journal/JournalIssue/PubDate")),
         language=article.findtext("Language") or "und",
         title=_title(article.find("ArticleTitle")),
         abstract=_abstract(article.find("Abstract")),
-        retracted=bool(types & _RETRACTED) or "RetractionIn" in relations,
-        retraction_notice=bool(types & _NOTICE) or bool(retracts),
+        retracted=bool(_RETRACTED.intersection(types)) or "RetractionIn" in relations,
+        retraction_notice=bool(_NOTICE.intersection(types)) or bool(retracts),
         retracts=tuple(_number(p) for p in retracts if p),
+        other_abstracts=tuple(_other(e) for e in element.iterfind("OtherAbstract")),
+        journal=_first_text(journal, "Title", "ISOAbbreviation"),
+        types=types,
+        pmcid=_pmcid(ids.get("pmc")),
+        doi=ids.get("doi") or _doi(article),
+    )
+
+
+def _book(element: Any) -> Citation:
+    """A chapter, or a whole book, of NCBI's Bookshelf."""
+    document = element.find("BookDocument")
+    if document is None or (pmid := document.find("PMID")) is None:
+        raise MarkupError("a book record must have BookDocument and PMID")
+    book = document.find("Book")
+    title = document.find("ArticleTitle")
+    if title is None:
+        title = document.find("Book/BookTitle")
+    dates = (document.find("ContributionDate"), document.find("Book/PubDate"))
+    return Citation(
+        pmid=_number(pmid.text),
+        version=_number(pmid.get("Version", "1")),
+        date=next((found for d in dates if (found := _date(d))), ""),
+        language=document.findtext("Language") or "und",
+        title=_title(title),
+        abstract=_abstract(document.find("Abstract")),
+        retracted=False,
+        retraction_notice=False,
+        retracts=(),
+        other_abstracts=(),
+        journal=_first_text(book, "BookTitle"),
+        types=_types(document.iterfind("PublicationType")),
+        pmcid=None,
+        doi=_ids(document).get("doi"),
     )
 
 
 def _number(text: str | None) -> int:
-    if not re.fullmatch(r"\s*[0-9]+\s*", text or ""):
+    if not re.fullmatch(r"\s*[0-9]{1,18}\s*", text or ""):
         raise MarkupError(f"{text!r} is not a PMID or its version")
     return int(text or "")
 
@@ -125,8 +295,60 @@ def _abstract(element: Any) -> str:
     return "\n".join(lines)
 
 
-def _year(date: Any) -> int | None:
+def _other(element: Any) -> OtherAbstract:
+    return OtherAbstract(
+        element.get("Type", ""), element.get("Language", "eng"), _abstract(element)
+    )
+
+
+def _types(elements: Any) -> tuple[str, ...]:
+    return tuple(e.text for e in elements if e.text)
+
+
+def _first_text(element: Any, *names: str) -> str:
+    """The text of the first child that has any."""
+    if element is None:
+        return ""
+    children = (element.find(name) for name in names)
+    return next((text for c in children if c is not None and (text := plain(c))), "")
+
+
+def _ids(element: Any) -> dict[str, str]:
+    """The article's own ids; those of its references stand deeper."""
+    if element is None:
+        return {}
+    found = element.iterfind("ArticleIdList/ArticleId")
+    return {e.get("IdType", ""): (e.text or "").strip() for e in found}
+
+
+def _pmcid(text: str | None) -> int | None:
+    found = re.fullmatch(r"PMC(\d{1,18})", text or "")
+    return int(found[1]) if found else None
+
+
+def _doi(article: Any) -> str | None:
+    for e in article.iterfind("ELocationID"):
+        if e.get("EIdType") == "doi" and e.get("ValidYN", "Y") == "Y" and e.text:
+            return e.text.strip()
+    return None
+
+
+def _date(date: Any) -> str:
+    """PubDate as ISO 8601, as far as it is known: of "2000 Nov-Dec" that is "2000-11"."""
     if date is None:
-        return None
-    found = re.search(r"\d{4}", date.findtext("Year") or date.findtext("MedlineDate") or "")
-    return int(found[0]) if found else None
+        return ""
+    parts = (date.findtext(name) or "" for name in ("Year", "Month", "Day"))
+    words = date.findtext("MedlineDate") or " ".join(parts)
+    year = re.search(r"\d{4}", words)
+    if not year or year[0] == "0000":
+        return ""
+    rest = words[year.end() :]
+    found = re.match(r"\s+(?:([A-Za-z]{3})[a-z]*|(\d{1,2}))(?:\s+(\d{1,2})(?!\d))?", rest)
+    if not found:
+        return year[0]
+    name = (found[1] or "").lower()
+    month = _MONTHS.index(name) + 1 if name in _MONTHS else int(found[2] or 0)
+    if not 1 <= month <= 12:
+        return year[0]
+    day = int(found[3] or 0)
+    return f"{year[0]}-{month:02}" + (f"-{day:02}" if 1 <= day <= 31 else "")

@@ -1,6 +1,6 @@
 """A vocabulary from documents: python -m data.tokenizer --documents=DIR --output=DIR --size=8192
 
-Learns byte-pair merges from train.jsonl alone; held-out documents are never opened. Text comes back
+Learns byte-pair merges from training documents alone, never from held-out ones. Text comes back
 from its tokens unchanged: nothing is normalised, no space is added, and what the vocabulary lacks
 is spelled in bytes. Comes after `parse.py`, before `tokenize.py`.
 
@@ -45,9 +45,9 @@ _FORM: dict[str, Any] = {
     "num_threads": 16,  # of no influence on the tokens, but it is recorded in the file
 }
 _LONGEST = 1 << 24  # bytes of a paragraph; SentencePiece drops longer ones, its default is 4192
-_NO_TEXT = "--documents={} has no text in train.jsonl; parse more text"
+_NO_TEXT = "--documents={} has no text to train on; parse more text"
 _TOO_LARGE = (
-    "--size={} is more than the text of {}/train.jsonl gives; with this text the most is "
+    "--size={} is more than the training text of {} gives; with this text the most is "
     "--size={}, or parse more text"
 )
 
@@ -77,20 +77,20 @@ def train(
       UserError: `folder` holds no documents, its text does not suit `size`, or `output` can not
         be written.
     """
-    source = documents.read_manifest(folder)["splits"]["train"]
-    fraction = min(1.0, train_bytes / max(1, source["bytes"]))
+    source = documents.read_manifest(folder)
+    nbytes = source["splits"]["train"]["bytes"]
+    fraction = min(1.0, train_bytes / max(1, nbytes))
     settings: dict[str, Any] = {"size": size, "train_bytes": train_bytes, "kind": kind}
-    file = folder / "train.jsonl"
     with (
         documents.output_folder(output) as partial,
         tqdm(
             desc="vocabulary",
-            total=int(fraction * source["bytes"]),
+            total=int(fraction * nbytes),
             unit="B",
             unit_scale=True,
         ) as bar,
     ):
-        texts = _texts(file, fraction, bar)
+        texts = _texts(folder, fraction, bar)
         if kind == "byte_level":
             model, name, library = _byte_level(texts, folder, size), BYTE_LEVEL_FILE, tokenizers
         else:
@@ -109,8 +109,8 @@ def train(
     return manifest
 
 
-def _texts(file: Path, fraction: float, bar: tqdm) -> Iterator[str]:
-    for document in documents.read(file):
+def _texts(folder: Path, fraction: float, bar: tqdm) -> Iterator[str]:
+    for document in documents.read(folder, "train"):
         digest = hashlib.blake2b(document.id.encode(), digest_size=8, salt=b"train").digest()
         if int.from_bytes(digest, "big") < fraction * 2**64:
             bar.update(len(document.text.encode()))
@@ -179,12 +179,12 @@ def _explained(message: str, folder: Path, size: int) -> str:
         return _TOO_LARGE.format(size, folder, found[1])
     if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return (
-            f"--size={size} is too small for the characters of {folder}/train.jsonl; with this "
+            f"--size={size} is too small for the characters of {folder}; with this "
             f"--character_coverage the least is --size={found[1]}"
         )
     if "sentences_.empty()" in message:
         return _NO_TEXT.format(folder)
-    return f"--size={size}: SentencePiece can not learn from {folder}/train.jsonl: {message}"
+    return f"--size={size}: SentencePiece can not learn from {folder}: {message}"
 
 
 def main() -> None:

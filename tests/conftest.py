@@ -5,7 +5,7 @@ Warnings are errors (pyproject.toml). Shapes in signatures are checked at run ti
 
 import dataclasses
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -24,10 +24,14 @@ hook = jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import sentencepiece  # noqa: E402
+from etils import epath  # noqa: E402
 from jax.sharding import NamedSharding  # noqa: E402
 
 from biomedlm_jax import config, mesh, step  # noqa: E402
-from biomedlm_jax.pipeline.store import StoreWriter  # noqa: E402
+from biomedlm_jax.pipeline.store_writer import StoreWriter  # noqa: E402
+from biomedlm_jax.pipeline.vocabulary import Vocabulary  # noqa: E402
+from data import documents  # noqa: E402
+from data.documents import Document  # noqa: E402
 
 hook.uninstall()
 hypothesis.settings.register_profile("untimed", deadline=None)  # timing is for benchmarks
@@ -51,7 +55,7 @@ TINY = config.Experiment(
         remat="none",
         attention="auto",
     ),
-    data=config.Data(store="", batch=8),
+    data=config.Data(store="", batch=8, separators=True, segment_ids=False),
     mesh=config.Mesh(data=1, fsdp=1, model=1),
     optimizer=config.Optimizer(
         peak_lr=3e-3,
@@ -145,20 +149,32 @@ def make_store(vocabulary, tmp_path_factory) -> Callable[..., Path]:
     """make_store(documents=40, heldout=4, seed=0): a token store of that many documents."""
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary))
 
-    def make(documents: int = 40, heldout: int = 4, seed: int = 0) -> Path:
-        folder = tmp_path_factory.mktemp("store")
-        writer = StoreWriter(
-            folder, ["train", "heldout"], vocabulary=vocabulary, vocab_size=300, eos_id=1
-        )
+    def rows(documents: int, heldout: int, seed: int) -> Iterator[tuple]:
         for number in range(documents + heldout):
             split = "heldout" if number >= documents else "train"
             text = " ".join(sentences(6, seed=1000 * seed + number))
             tokens = np.array([*pieces.encode(text), 1])
-            writer.append(split, tokens, f"PMID:{number + 1}", "abstract", len(text.encode()))
-        writer.close(documents={}, versions={})
+            yield split, tokens, f"PMID:{number + 1}", "abstract", len(text.encode())
+
+    def make(documents: int = 40, heldout: int = 4, seed: int = 0) -> Path:
+        folder = tmp_path_factory.mktemp("store")
+        place = epath.Path(folder)
+        writer = StoreWriter.of(place, place / "work", Vocabulary(vocabulary))
+        writer.write_all(rows(documents, heldout, seed))
         return folder
 
     return make
+
+
+def write_documents(folder: Path, found: Iterable[Document], heldout_per_mille: int) -> Path:
+    """A folder of documents with one shard, as `data.parse` leaves it."""
+    place = epath.Path(folder) / documents.SHARDS
+    place.mkdir(parents=True)
+    with documents.ShardWriter(place / "00000.jsonl.zst", heldout_per_mille) as writer:
+        for document in found:
+            writer.write(document)
+    documents.finish(epath.Path(folder), [writer.summary()], heldout_per_mille)
+    return folder
 
 
 @pytest.fixture(scope="session")

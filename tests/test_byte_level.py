@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
+import zstandard
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,12 +20,13 @@ from biomedlm_jax import held_out, step
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.hf import save
 from biomedlm_jax.hf import tokenizer as exported
-from biomedlm_jax.pipeline.store import SPLITS, StoreWriter, TokenStore
+from biomedlm_jax.pipeline.store import SPLITS, TokenStore
+from biomedlm_jax.pipeline.store_writer import StoreWriter
 from biomedlm_jax.pipeline.vocabulary import END_OF_TEXT, Vocabulary
 from data import documents, tokenizer
 from data.documents import Document
 from data.tokenize import tokenize
-from tests.conftest import ROOT, SHARED, TINY, sentences
+from tests.conftest import ROOT, SHARED, TINY, sentences, write_documents
 
 GPT2 = SHARED / "tokenizers" / "gpt2"
 SIZE = 400
@@ -49,13 +52,12 @@ hostile_text = st.lists(
 ).map("".join)
 
 
-def write_documents(folder, texts, heldout_per_mille=200):
-    folder.mkdir(parents=True)
-    with documents.Writer(folder, heldout_per_mille) as writer:
-        for number, text in enumerate(texts, start=1):
-            writer.write(Document(f"PMID:{number}", "abstract", 2001, "eng", "CC0", text))
-        writer.finish(flags={})
-    return folder
+def write_texts(folder, texts, heldout_per_mille=200):
+    found = (
+        Document(f"PMID:{number}", "abstract", "2001", "eng", "CC0", text)
+        for number, text in enumerate(texts, start=1)
+    )
+    return write_documents(folder, found, heldout_per_mille)
 
 
 def command(name, environment=None, **flags):
@@ -73,7 +75,7 @@ def command(name, environment=None, **flags):
 def corpus(tmp_path_factory):
     lines = sentences(1200, seed=5)
     texts = ["\n\n".join(lines[i : i + 6]) for i in range(0, 1200, 6)] + HOSTILE[1:]
-    return write_documents(tmp_path_factory.mktemp("corpus") / "documents", texts)
+    return write_texts(tmp_path_factory.mktemp("corpus") / "documents", texts)
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +166,11 @@ class TestTraining:
         assert Vocabulary(tmp_path / "vocabulary").sha256 == vocabulary.sha256
 
     def test_held_out_text_is_not_opened(self, corpus, vocabulary, tmp_path):
-        copy = shutil.copytree(corpus, tmp_path / "documents")
-        (copy / "heldout.jsonl").write_text("not even JSON")
+        others = (
+            dataclasses.replace(d, text="other") if documents.is_heldout(d.id, 200) else d
+            for d in documents.read(corpus)
+        )
+        copy = write_documents(tmp_path / "documents", others, 200)
         manifest = tokenizer.train(copy, tmp_path / "vocabulary", SIZE, **OPTIONS)
         assert manifest["sha256"] == vocabulary.sha256
         assert manifest["versions"] == {"tokenizers": tokenizers.__version__}
@@ -181,8 +186,8 @@ class TestTraining:
             tokenizer.train(corpus, tmp_path / "no", most + 1, **OPTIONS)
 
     def test_needs_text(self, tmp_path):
-        empty = write_documents(tmp_path / "documents", [])
-        with pytest.raises(UserError, match=r"no text in train\.jsonl"):
+        empty = write_texts(tmp_path / "documents", [])
+        with pytest.raises(UserError, match=r"no text to train on"):
             tokenizer.train(empty, tmp_path / "out", SIZE, **OPTIONS)
 
     def test_has_no_character_coverage(self, corpus, tmp_path):
@@ -193,9 +198,8 @@ class TestTraining:
 
     def test_damaged_documents_keep_their_error(self, corpus, tmp_path):
         copy = shutil.copytree(corpus, tmp_path / "documents")
-        with (copy / "train.jsonl").open("a") as lines:
-            lines.write("not even JSON\n")
-        with pytest.raises(json.JSONDecodeError):
+        (copy / "shards" / "00000.jsonl.zst").write_bytes(zstandard.compress(b"not even JSON\n"))
+        with pytest.raises(UserError, match=r"line 1, is no document"):
             tokenizer.train(copy, tmp_path / "out", SIZE, **OPTIONS)
 
 
@@ -338,7 +342,7 @@ class TestStore:
             assert Vocabulary(store.vocabulary_path).sha256 == store.vocabulary_sha256
             assert (store.vocab_size, store.eos_id) == (SIZE, SIZE - 1)
             (whole,) = store.read(np.array([0]), store.tokens)
-            texts = [d.text for d in documents.read(corpus / f"{split}.jsonl")]
+            texts = [d.text for d in documents.read(corpus, split)]
             for ids, text in zip(np.split(whole, store.documents[1:, 0]), texts, strict=True):
                 assert ids.tolist() == [*vocabulary.encode(text), vocabulary.eos_id]
             assert held_out.text(store) == texts
@@ -352,13 +356,10 @@ class TestStore:
             TokenStore(copy, "train")
 
     def test_store_of_pieces_keeps_its_name(self, vocabulary_of_pieces, tmp_path):
-        file = tmp_path / "any.model"
-        shutil.copy(vocabulary_of_pieces / "sentencepiece.model", file)
-        (tmp_path / "s").mkdir()
-        StoreWriter(tmp_path / "s", SPLITS, vocabulary=file, vocab_size=400, eos_id=1)
-        assert [p.name for p in (tmp_path / "s" / "vocabulary").iterdir()] == [
-            "sentencepiece.model"
-        ]
+        file = epath.Path(shutil.copy(vocabulary_of_pieces / "sentencepiece.model", tmp_path / "a"))
+        place = epath.Path(tmp_path / "store")
+        StoreWriter.of(place, place / "work", Vocabulary(file)).write_all([])
+        assert [p.name for p in (place / "vocabulary").iterdir()] == ["sentencepiece.model"]
 
 
 class TestExport:

@@ -158,7 +158,7 @@ def test_ids_agree_with_sentencepiece_on_the_sample_corpus(tmp_path):
     data_tokenizer.train(tmp_path / "documents", tmp_path / "vocabulary", 4096, **whole_text)
     path = tmp_path / "vocabulary" / MODEL_FILE
     pieces, ours = Vocabulary(path), tokenizer.convert(path)
-    texts = [document.text for document in documents.read(tmp_path / "documents" / "train.jsonl")]
+    texts = [document.text for document in documents.read(tmp_path / "documents")]
     assert len(texts) > 100
     for text in texts:
         assert ours.encode(text).ids == pieces.encode(text)

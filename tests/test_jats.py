@@ -63,7 +63,8 @@ def test_citation_text():
     (found,) = pubmed.read(io.BytesIO(source))
     assert isinstance(found, pubmed.Citation)
     assert found.text == "On it.\n\nBACKGROUND: One.\nTwo."
-    assert (found.pmid, found.version, found.year, found.language) == (5, 2, 1998, "fre")
+    assert (found.pmid, found.version, found.date, found.language) == (5, 2, "1998-12", "fre")
+    assert [other.text for other in found.other_abstracts] == ["Autre."]
 
 
 def test_article_text():
@@ -101,7 +102,7 @@ def test_article_text():
         "Nested",
         "Last.",
     ]
-    assert (found.pmcid, found.pmid, found.year, found.language) == (7, None, 2009, "eng")
+    assert (found.pmcid, found.pmid, found.date, found.language) == (7, None, "2009", "eng")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import tarfile
 import pytest
 
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.pipeline.store import SPLITS
 from data import documents, parse, pubmed
 from tests.conftest import SHARED
 from tests.test_jats import article
@@ -52,11 +51,7 @@ def corpus(tmp_path):
             content = content if isinstance(content, bytes) else content.encode()
             path.write_bytes(gzip.compress(content) if name.endswith(".xml.gz") else content)
         manifest = parse.parse(tmp_path / "input", tmp_path / "out", heldout_per_mille)
-        texts = {
-            d.id: d.text
-            for split in SPLITS
-            for d in documents.read(tmp_path / "out" / f"{split}.jsonl")
-        }
+        texts = {d.id: d.text for d in documents.read(tmp_path / "out")}
         return texts, manifest
 
     return run
@@ -107,10 +102,9 @@ def test_the_last_published_version_counts(corpus):
         "PMID:4": "published again",
         "PMID:6": "single",
     }
-    count = manifest["counts"]["abstract"]
-    assert count["citations"] == 11
-    # 1: twice; 3: twice; 4: once.
-    assert (count["revised"], count["deleted"], count["documents"]) == (5, 2, 4)
+    assert manifest["counts"]["read"]["citations"] == 11
+    # Deleted: 2, the first 4, 5. Revised: 1 twice, 3 twice.
+    assert manifest["counts"]["abstract"] == {"deleted": 3, "kept": 4, "revised": 4}
 
 
 def test_retractions_and_titles_alone_are_left_out(corpus):
@@ -131,18 +125,11 @@ def test_retractions_and_titles_alone_are_left_out(corpus):
         }
     )
     assert list(texts) == ["PMID:7"]
-    assert manifest["counts"]["abstract"] == {
-        "files": 1,
-        "citations": 7,
-        "with abstract": 6,
-        "revised": 0,
-        "retracted": 3,
-        "retraction notices": 2,
-        "no abstract": 1,
-        "documents": 1,
+    assert manifest["counts"] == {
+        "read": {"articles": 2, "citations": 7, "with abstract": 6},
+        "abstract": {"kept": 1, "no text": 1, "retracted": 3, "retraction notices": 2},
+        "full_text": {"retracted": 1, "retraction notices": 1},
     }
-    count = manifest["counts"]["full_text"]
-    assert (count["retracted"], count["retraction notices"]) == (1, 1)
 
 
 def test_full_text_replaces_its_abstract(corpus):
@@ -164,9 +151,9 @@ def test_full_text_replaces_its_abstract(corpus):
     )
     assert texts["PMC:101"] == "A title\n\nNew."
     assert sorted(texts) == ["PMC:101", "PMID:2", "PMID:3"]
-    assert manifest["counts"]["abstract"]["duplicates of a full text"] == 1
-    assert manifest["counts"]["full_text"]["revised"] == 1
-    assert manifest["licences"] == {"CC-BY": 1, "unknown": 1}
+    assert manifest["counts"]["abstract"] == {"full text is there": 1, "kept": 2}
+    assert manifest["counts"]["full_text"] == {"kept": 1, "licence not open": 1, "revised": 1}
+    assert manifest["licences"] == {"CC-BY": 2, "unknown": 1}
 
 
 def test_damage_is_set_aside_and_the_rest_is_kept(corpus, tmp_path):
@@ -189,7 +176,7 @@ def test_damage_is_set_aside_and_the_rest_is_kept(corpus, tmp_path):
     )
     assert "PMID:1" in texts
     assert "PMC:1" in texts
-    assert manifest["counts"]["full_text"]["documents"] < len(names)
+    assert manifest["counts"]["full_text"]["kept"] < len(names)
     lines = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
     reasons = {entry["file"]: entry["reason"] for entry in map(json.loads, lines)}
     assert sorted(reasons) == [
@@ -204,7 +191,7 @@ def test_damage_is_set_aside_and_the_rest_is_kept(corpus, tmp_path):
     (tmp_path / "input" / "pubmed25n0001.xml").unlink()
     (tmp_path / "input" / "pubmed25n0002.xml.gz").write_bytes(whole[: len(whole) // 2])
     cut = parse.parse(tmp_path / "input", tmp_path / "out2", 0)
-    assert 100 < cut["counts"]["abstract"]["documents"] < 1999
+    assert 100 < cut["counts"]["abstract"]["kept"] < 1999
     assert "ended before" in (tmp_path / "out2" / "quarantine.jsonl").read_text()
 
 
@@ -221,18 +208,24 @@ def test_archives_are_told_apart_by_what_is_in_them(corpus, tmp_path):
         }
     )
     assert sorted(texts) == ["PMC:7", "PMC:8"]
-    assert manifest["counts"]["full_text"]["files"] == 2
     lines = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
-    found = sorted(tuple(json.loads(line).values()) for line in lines)
+    found = {tuple(json.loads(line).values()) for line in lines}
     start = "not XML: Start tag expected, '<' not found, line 1, column 1"
-    assert found == [
-        ("broken.tar.gz", "a.xml", start),
+    none = "root element is Document, not article"
+    assert found == {
+        ("broken.tar.gz", "a.xml", start.replace("not", "broken", 1)),
+        *(
+            (name, f"{n}.xml", none)
+            for n in range(50)
+            for name in ("broken.tar.gz", "other.tar.gz")
+        ),
         ("broken_first.tar.gz", "a.nxml", start.replace("not", "broken", 1)),
         ("citations.tar.gz", "pubmed25n0001.xml", "root element is PubmedArticleSet, not article"),
         ("oa.tar.gz", "supplement.xml", "root element is sbml, not article"),
-        ("other.tar.gz", "0.xml", "root element is Document, not article"),
         ("texts.tar.gz", "start", "no file in it ends in .nxml or .xml"),
-    ]
+    }
+    kinds = {file["name"]: file["kind"] for file in manifest["files"]}
+    assert set(kinds.values()) == {"articles"}
 
 
 def test_held_out_depends_on_the_id_alone(corpus, tmp_path):
@@ -244,7 +237,7 @@ def test_held_out_depends_on_the_id_alone(corpus, tmp_path):
     _, manifest = corpus(
         {"pubmed25n0001.xml": [citation(n) for n in range(1, 150)]}, heldout_per_mille=20
     )
-    heldout = {d.id for d in documents.read(tmp_path / "out" / "heldout.jsonl")}
+    heldout = {d.id for d in documents.read(tmp_path / "out", "heldout")}
     assert heldout == {f"PMID:{n}" for n in GOLDEN_HELDOUT}
     assert manifest["splits"]["train"]["documents"] == 149 - len(heldout)
 
@@ -256,8 +249,11 @@ GOLDEN_HELDOUT = [111]
     ("files", "message"),
     [
         ({}, "is no folder"),
-        ({"readme.txt": "x"}, "no file that ends in .xml"),
-        ({"pubmed25n0001.xml": [citation(1, abstract="")]}, "gave no document.*'no abstract': 1"),
+        ({"readme.txt": "x"}, "holds no file to read"),
+        (
+            {"pubmed25n0001.xml": [citation(1, abstract="")]},
+            "gave no document.*abstract: 1 no text",
+        ),
     ],
 )
 def test_input_without_documents(corpus, tmp_path, files, message):
@@ -319,11 +315,11 @@ def test_real_citation_files(name, expected):
 @needs_real_pubmed
 def test_real_citations_of_several_sources(tmp_path):
     manifest = parse.parse(SHARED / "pubmed_xml", tmp_path / "out", 20)
-    count = manifest["counts"]["abstract"]
+    read = manifest["counts"]["read"]
     assert manifest["quarantined"] == 0
-    assert (count["files"], count["citations"], count["with abstract"]) == (24, 1154, 913)
-    stages = ("revised", "deleted", "retracted", "retraction notices", "no abstract", "documents")
-    assert sum(count[stage] for stage in stages) == count["citations"]
+    assert len(manifest["files"]) == 24
+    assert (read["citations"], read["with abstract"], read["deleted PMIDs"]) == (1154, 913, 28)
+    assert sum(manifest["counts"]["abstract"].values()) == read["citations"]
 
 
 @needs_real_articles
@@ -334,11 +330,10 @@ def test_real_licences(tmp_path):
         listed = {row["file"].removesuffix(".nxml"): row for row in csv.DictReader(lines)}
     kept = {
         document.id.replace("PMC:", "PMC"): document
-        for split in SPLITS
-        for document in documents.read(tmp_path / "out" / f"{split}.jsonl")
+        for document in documents.read(tmp_path / "out")
     }
     assert manifest["quarantined"] == 0
-    assert manifest["counts"]["full_text"]["articles"] == len(listed) == 1827
+    assert manifest["counts"]["read"]["articles"] == len(listed) == 1827
     assert not any(listed[name]["licence_class"].startswith("CC-BY-") for name in kept)
     # 24 call themselves CC-BY and forbid commercial use in the same paragraph; ten of
     # Environmental Health Perspectives are in the public domain and were listed as CC-BY.

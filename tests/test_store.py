@@ -5,36 +5,46 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
+from etils import epath
+from hypothesis import given
+from hypothesis import strategies as st
 
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline import store as store_format
-from biomedlm_jax.pipeline.store import StoreWriter, TokenStore
+from biomedlm_jax.pipeline.store import TokenStore
+from biomedlm_jax.pipeline.store_writer import StoreWriter
+from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from tests.conftest import ROOT
 
 
 @pytest.fixture
-def many_shards(monkeypatch, tmp_path, vocabulary):
-    """A store in shards of 4 pieces, and its documents' tokens one after another."""
-    monkeypatch.setattr(store_format, "_TOKEN_SHARD", 256)
-    monkeypatch.setattr(store_format, "_TOKEN_PIECE", 64)
-    monkeypatch.setattr(store_format, "_DOCUMENT_SHARD", 16)
-    monkeypatch.setattr(store_format, "_DOCUMENT_PIECE", 4)
-    folder = tmp_path / "store"
-    folder.mkdir()
-    writer = StoreWriter(
-        folder, ["train", "heldout"], vocabulary=vocabulary, vocab_size=65536, eos_id=1
-    )
+def small_shards(monkeypatch):
+    """Shards of 4 pieces."""
+    monkeypatch.setattr(store_format, "TOKEN_SHARD", 256)
+    monkeypatch.setattr(store_format, "TOKEN_PIECE", 64)
+    monkeypatch.setattr(store_format, "DOCUMENT_SHARD", 16)
+    monkeypatch.setattr(store_format, "DOCUMENT_PIECE", 4)
+
+
+def writer_into(folder, vocabulary, size=65536):
+    place = epath.Path(folder)
+    return StoreWriter(place, place / "work", epath.Path(vocabulary), size, eos_id=1)
+
+
+@pytest.fixture
+def many_shards(small_shards, tmp_path, vocabulary):
+    """A store in many shards, and its documents' tokens one after another."""
     draw = np.random.default_rng(0)
     texts = [draw.integers(2, 65536, n) for n in draw.integers(0, 90, 60)]
     texts[7] = draw.integers(2, 65536, 1000)
-    for number, text in enumerate(texts):
-        tokens = np.append(text, 1)
-        writer.append("train", tokens, f"PMC:{number + 1}", "full_text", 10)
-    writer.close(documents={}, versions={})
-    return folder, [np.append(text, 1) for text in texts]
+    texts = [np.append(text, 1) for text in texts]
+    rows = [("train", text, f"PMC:{n}", "full_text", 10) for n, text in enumerate(texts, 1)]
+    writer_into(tmp_path / "store", vocabulary).write_all(rows)
+    return tmp_path / "store", texts
 
 
 def test_windows(many_shards):
@@ -85,22 +95,97 @@ def test_documents_are_read_once(many_shards):
     assert store.text_bytes == 10 * len(store.documents)
 
 
+@given(lengths=st.lists(st.integers(0, 60), min_size=1, max_size=40), length=st.integers(1, 70))
+def test_windows_with_and_without_separators(lengths, length, small_shards_once, vocabulary):
+    """Against documents joined by hand."""
+    draw = np.random.default_rng(len(lengths))
+    texts = [np.append(draw.integers(2, 300, n), 1) for n in lengths]
+    rows = [("train", text, f"PMID:{n}", "abstract", 1) for n, text in enumerate(texts, 1)]
+    with tempfile.TemporaryDirectory() as folder:
+        writer_into(folder, vocabulary).write_all(rows)
+        store = TokenStore(folder, "train")
+        for separators in (True, False):
+            parts = texts if separators else [text[:-1] for text in texts]
+            whole = np.concatenate(parts)
+            owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+            assert store.length(separators) == len(whole)
+            starts = np.arange(0, len(whole) - length + 1, 3)
+            tokens, segments = store.windows(starts, length, separators)
+            assert tokens.dtype == segments.dtype == np.int32
+            for start, row, segment in zip(starts, tokens, segments, strict=True):
+                here = owner[start : start + length]
+                assert np.array_equal(row, whole[start : start + length])
+                assert np.array_equal(segment, here - here[0])
+                named = {f"PMID:{n + 1}" for n in here}
+                assert named <= set(store.ids(int(start), length, separators))
+
+
+@pytest.fixture(scope="module")
+def small_shards_once():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in dict(TOKEN_SHARD=256, TOKEN_PIECE=64, DOCUMENT_SHARD=16,
+                               DOCUMENT_PIECE=4).items():  # fmt: skip
+            patch.setattr(store_format, name, size)
+        yield
+
+
+def test_a_window_looks_up_one_piece_of_the_table(many_shards, monkeypatch):
+    """Also without separators nothing of the other documents is read."""
+    folder, texts = many_shards
+    store = TokenStore(folder, "train")
+    assert store.rows > 12 * store_format.DOCUMENT_PIECE
+    for shard in ("c/1/0", "c/2/0"):  # all but the first 16 documents
+        (folder / "train/documents" / shard).write_bytes(b"")
+    length = sum(map(len, texts[:4])) - 4
+    tokens, _ = store.windows(np.array([0]), length, separators=False)
+    assert np.array_equal(tokens[0], np.concatenate([text[:-1] for text in texts[:4]]))
+
+
 def test_hash_is_of_the_tokens(many_shards):
     folder, texts = many_shards
-    digest = hashlib.sha256(np.concatenate(texts).astype("<u2").tobytes()).hexdigest()
-    assert TokenStore(folder, "train").sha256 == digest
+    whole = np.concatenate(texts).astype("<u2")
+    shards = [whole[i : i + 256].tobytes() for i in range(0, len(whole), 256)]
+    names = "".join(hashlib.sha256(shard).hexdigest() for shard in shards)
+    assert TokenStore(folder, "train").sha256 == hashlib.sha256(names.encode()).hexdigest()
 
 
-def test_writer_refuses(tmp_path, vocabulary):
-    with pytest.raises(UserError, match="65537 tokens; a store holds ids of at most 65536"):
-        StoreWriter(tmp_path, ["train"], vocabulary=vocabulary, vocab_size=65537, eos_id=1)
-    writer = StoreWriter(tmp_path, ["train"], vocabulary=vocabulary, vocab_size=400, eos_id=1)
-    with pytest.raises(ValueError, match="does not end with the eos token"):
-        writer.append("train", np.array([5, 6]), "PMID:1", "abstract", 1)
-    with pytest.raises(ValueError, match="begins PMID:"):
-        writer.append("train", np.array([5, 1]), "PMC:1", "abstract", 1)
-    with pytest.raises(ValueError, match="a token that the vocabulary lacks"):
-        writer.append("train", np.array([400, 1]), "PMID:1", "abstract", 1)
+@pytest.mark.parametrize("cuts", [[], [1], [20, 20, 21], [3, 40]])
+def test_pieces_do_not_matter(many_shards, vocabulary, tmp_path, cuts):
+    """The same documents in other pieces, shards written in another order: the same files."""
+    folder, texts = many_shards
+    writer = writer_into(tmp_path / "other", vocabulary)
+    pieces = {}
+    for name, numbers in enumerate(np.split(np.arange(len(texts)), cuts)):
+        with writer.piece(f"{name:05}") as piece:
+            for n in numbers.tolist():
+                piece.append("train", texts[n], f"PMC:{n + 1}", "full_text", 10)
+        pieces[f"{name:05}"] = piece.summary()
+    items = writer.create(pieces)
+    assert writer.create(pieces) == items
+    written = {item: writer.write(item) for item in reversed(items)}
+    written |= {item: writer.write(item) for item in items}  # again, as after a crash
+    shutil.rmtree(tmp_path / "other/work")
+    writer.close(pieces, written)
+    names = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+    other = tmp_path / "other"
+    assert names == sorted(str(f.relative_to(other)) for f in other.rglob("*") if f.is_file())
+    for name in names:
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_writer_refuses(tmp_path, vocabulary, monkeypatch):
+    monkeypatch.setattr(store_format, "MAX_VOCABULARY", 299)
+    with pytest.raises(UserError, match="300 tokens; a store holds ids of at most 299"):
+        StoreWriter.of(epath.Path(tmp_path), epath.Path(tmp_path), Vocabulary(vocabulary))
+    with writer_into(tmp_path, vocabulary, size=400).piece("all") as piece:
+        with pytest.raises(ValueError, match="does not end with the eos token"):
+            piece.append("train", np.array([5, 6]), "PMID:1", "abstract", 1)
+        with pytest.raises(ValueError, match="an eos token before its end"):
+            piece.append("train", np.array([5, 1, 6, 1]), "PMID:1", "abstract", 1)
+        with pytest.raises(ValueError, match="begins PMID:"):
+            piece.append("train", np.array([5, 1]), "PMC:1", "abstract", 1)
+        with pytest.raises(ValueError, match="a token that the vocabulary lacks"):
+            piece.append("train", np.array([400, 1]), "PMID:1", "abstract", 1)
 
 
 def test_unfinished_is_no_store(store, tmp_path):
@@ -113,7 +198,7 @@ def test_unfinished_is_no_store(store, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "is of format 2, this code reads 1"),
+        ({"format": 1}, "is of format 1, this code reads 2"),
         ({"splits": None}, "is not the manifest of a token store"),
         ({"vocabulary": {"size": 3}}, "is not the manifest of a token store"),
     ],

@@ -1,5 +1,6 @@
 """Documents to the token store: nothing is lost on the way, and damage is noticed."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from data import documents, tokenizer
 from data.documents import Document
 from data.tokenize import tokenize
-from tests.conftest import ROOT, SHARED, sentences
+from tests.conftest import ROOT, SHARED, sentences, write_documents
 from tests.test_parse import citation
 
 HOSTILE = [
@@ -31,14 +32,13 @@ SIZE = 400
 OPTIONS = {"train_bytes": 10**9, "character_coverage": 0.999}
 
 
-def write_documents(folder, texts, heldout_per_mille=200):
-    folder.mkdir(parents=True)
-    with documents.Writer(folder, heldout_per_mille) as writer:
-        for number, text in enumerate(texts, start=1):
-            prefix, source = ("PMC", "full_text") if number % 3 == 0 else ("PMID", "abstract")
-            writer.write(Document(f"{prefix}:{number}", source, 2001, "eng", "CC-BY", text))
-        writer.finish(flags={})
-    return folder
+def write_texts(folder, texts, heldout_per_mille=200):
+    def made(number, text):
+        prefix, source = ("PMC", "full_text") if number % 3 == 0 else ("PMID", "abstract")
+        return Document(f"{prefix}:{number}", source, "2001", "eng", "CC-BY", text)
+
+    found = (made(number, text) for number, text in enumerate(texts, start=1))
+    return write_documents(folder, found, heldout_per_mille)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def texts():
 
 @pytest.fixture(scope="module")
 def corpus(texts, tmp_path_factory):
-    return write_documents(tmp_path_factory.mktemp("corpus") / "documents", texts)
+    return write_texts(tmp_path_factory.mktemp("corpus") / "documents", texts)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def made(corpus, vocabulary_folder, tmp_path_factory):
 
 
 def read_all(folder, split):
-    return {d.id: d for d in documents.read(folder / f"{split}.jsonl")}
+    return {d.id: d for d in documents.read(folder, split)}
 
 
 class TestVocabulary:
@@ -113,8 +113,11 @@ class TestVocabulary:
 
 class TestTokenizer:
     def test_same_text_same_file_whatever_is_held_out(self, corpus, vocabulary, tmp_path):
-        copy = shutil.copytree(corpus, tmp_path / "documents")
-        (copy / "heldout.jsonl").write_text("not even JSON")
+        others = (
+            dataclasses.replace(d, text="other") if documents.is_heldout(d.id, 200) else d
+            for d in documents.read(corpus)
+        )
+        copy = write_documents(tmp_path / "documents", others, 200)
         manifest = tokenizer.train(copy, tmp_path / "vocabulary", SIZE, **OPTIONS)
         assert manifest["sha256"] == vocabulary.sha256
         held = documents.read_manifest(corpus)["splits"]["heldout"]["documents"]
@@ -130,14 +133,14 @@ class TestTokenizer:
     def test_learns_from_long_paragraphs(self, tmp_path):
         """SentencePiece drops those of more than 4192 bytes unless it is told otherwise."""
         words = "thrombocytopenia " * 1000
-        folder = write_documents(tmp_path / "documents", [words, "ab cd"], heldout_per_mille=0)
+        folder = write_texts(tmp_path / "documents", [words, "ab cd"], heldout_per_mille=0)
         tokenizer.train(folder, tmp_path / "vocabulary", 290, **OPTIONS)
         assert len(Vocabulary(tmp_path / "vocabulary").encode("thrombocytopenia")) < 3
 
     @pytest.mark.parametrize(
         ("size", "message"),
         [
-            (60_000, r"--size=60000 is more than the text .* gives; .* the most is --size=\d+"),
+            (60_000, r"--size=60000 is more than the training text .*; .* the most is --size=\d+"),
             (262, r"--size=262 is too small for the characters .* the least is --size=\d+"),
         ],
     )
@@ -149,8 +152,8 @@ class TestTokenizer:
         tokenizer.train(corpus, tmp_path / "yes", fitting, **OPTIONS)
 
     def test_needs_text(self, tmp_path):
-        empty = write_documents(tmp_path / "documents", [])
-        with pytest.raises(UserError, match=r"no text in train\.jsonl"):
+        empty = write_texts(tmp_path / "documents", [])
+        with pytest.raises(UserError, match=r"no text to train on"):
             tokenizer.train(empty, tmp_path / "out", SIZE, **OPTIONS)
         with pytest.raises(UserError, match=r"no folder of documents.*data\.parse"):
             tokenizer.train(tmp_path, tmp_path / "out", SIZE, **OPTIONS)
@@ -183,7 +186,7 @@ class TestTask:
         def register(folder):
             return tasks.register(folder, documents.read_manifest(folder), vocabulary.path)
 
-        other = write_documents(tmp_path / "documents", ["other text"])
+        other = write_texts(tmp_path / "documents", ["other text"])
         copy = shutil.copytree(corpus, tmp_path / "copy")
         assert register(other) != register(corpus) == register(copy)
 
@@ -213,18 +216,26 @@ class TestTokenize:
 
     def test_damaged_documents(self, corpus, vocabulary_folder, tmp_path):
         copy = shutil.copytree(corpus, tmp_path / "documents")
-        lines = (copy / "train.jsonl").read_bytes().splitlines(keepends=True)
-        (copy / "train.jsonl").write_bytes(b"".join(lines[:-1]))
-        with pytest.raises(UserError, match=r"train\.jsonl holds .*; parse again"):
+        manifest = json.loads((copy / "manifest.json").read_text())
+        manifest["splits"]["train"]["documents"] += 1
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match=r"holds .* of train, .*; parse again"):
             tokenize(copy, vocabulary_folder, tmp_path / "out")
-        assert not (tmp_path / "out").exists()
+        shard = copy / "shards" / "00000.jsonl.zst"
+        shard.write_bytes(shard.read_bytes()[:-20])
+        with pytest.raises(UserError, match=r"00000\.jsonl\.zst.* copy or write the folder again"):
+            tokenize(copy, vocabulary_folder, tmp_path / "out2")
+        shard.unlink()
+        with pytest.raises(UserError, match=r"not whole: shards/00000\.jsonl\.zst is missing"):
+            tokenize(copy, vocabulary_folder, tmp_path / "out3")
+        assert not {path.name for path in tmp_path.iterdir()} & {"out", "out2", "out3"}
 
     def test_nothing_to_train_on(self, vocabulary_folder, tmp_path):
-        folder = write_documents(tmp_path / "documents", ["text"], heldout_per_mille=1000)
-        with pytest.raises(UserError, match=r"no document in train\.jsonl"):
+        folder = write_texts(tmp_path / "documents", ["text"], heldout_per_mille=1000)
+        with pytest.raises(UserError, match=r"no document to train on"):
             tokenize(folder, vocabulary_folder, tmp_path / "out")
 
-    @pytest.mark.parametrize("key", ["documents", "bytes", "sha256"])
+    @pytest.mark.parametrize("key", ["documents", "bytes"])
     def test_manifest_without_what_is_needed(self, corpus, vocabulary_folder, tmp_path, key):
         copy = shutil.copytree(corpus, tmp_path / "documents")
         manifest = json.loads((copy / "manifest.json").read_text())
@@ -238,7 +249,7 @@ class TestFullDisk:
     """Each tool where no file can be larger than `room` bytes: one line that says so."""
 
     @staticmethod
-    def check(name, flags, room, bar):
+    def check(name, flags, room, words):
         code = (
             "import resource, runpy; "
             f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room})); "
@@ -251,25 +262,22 @@ class TestFullDisk:
             text=True,
             check=False,
         )
-        output = flags["output"]
-        assert [line for line in found.stderr.splitlines() if line.startswith("error: ")] == [
-            f"error: --output={output} can not be written: File too large; remove "
-            f"{output}.partial and make room there, or name a folder on another disk"
-        ]
+        (line,) = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
+        assert "File too large" in line
+        assert words in line
         assert found.returncode == 2
         assert "Traceback" not in found.stderr
-        assert f"{bar}: " in found.stderr
-        assert not output.exists()
+        assert not flags["output"].exists()
 
     # The first limit leaves no room for the copy of the vocabulary, the second for the tokens.
     @pytest.mark.parametrize("room", [1000, 20_000])
     def test_tokenize(self, corpus, vocabulary_folder, tmp_path, room):
         flags = {"documents": corpus, "vocabulary": vocabulary_folder, "output": tmp_path / "out"}
-        self.check("tokenize", flags, room, "tokenize")
+        self.check("tokenize", flags | {"runner": "serial"}, room, "make room")
 
     def test_tokenizer(self, corpus, tmp_path):
         flags = {"documents": corpus, "output": tmp_path / "out", "size": SIZE}
-        self.check("tokenizer", flags, 1000, "vocabulary")
+        self.check("tokenizer", flags, 1000, f"remove {tmp_path}/out.partial and make room")
 
     # Few lines stay in the buffer of the file, and it is the closing that fails.
     @pytest.mark.parametrize("documents", [20, 2000])
@@ -278,7 +286,8 @@ class TestFullDisk:
         citations = "".join(citation(n) for n in range(1, documents))
         file = tmp_path / "input" / "pubmed25n0001.xml"
         file.write_text(f"<PubmedArticleSet>{citations}</PubmedArticleSet>")
-        self.check("parse", {"input": file.parent, "output": tmp_path / "out"}, 1000, "parse")
+        flags = {"input": file.parent, "output": tmp_path / "out", "runner": "serial"}
+        self.check("parse", flags, 1000, "the same command goes on where this one stopped")
 
 
 @pytest.mark.skipif(not (SHARED / "pmc_jats").is_dir(), reason=f"{SHARED}/pmc_jats is missing")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 import tokenizers
+from etils import epath
 from jaxtyping import Int
 from tokenizers import pre_tokenizers
 
@@ -29,15 +30,16 @@ from biomedlm_jax.entry import UserError
 MODEL_FILE = "sentencepiece.model"  # in the folder that data.tokenizer writes
 BYTE_LEVEL_FILE = "tokenizer.json"  # or this one
 END_OF_TEXT = "<|endoftext|>"  # ends every document; no text is ever encoded to it
+Place = Path | epath.Path  # on a disk or gs://
 _TRAIN = "train one with `python -m data.tokenizer`"
 
 
-def file_name(vocabulary: Path) -> str:
+def file_name(vocabulary: Place) -> str:
     """What the file `vocabulary` is called in a folder."""
     return BYTE_LEVEL_FILE if vocabulary.suffix == ".json" else MODEL_FILE
 
 
-def file_in(folder: Path, remedy: str = _TRAIN) -> Path:
+def file_in(folder: Place, remedy: str = _TRAIN) -> Place:
     """The vocabulary's file in a folder.
 
     remedy: what the user can do where there is none.
@@ -70,7 +72,7 @@ class Vocabulary:
         documents with END_OF_TEXT.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = file_in(path) if path.is_dir() else path
         if not self.path.is_file():
             raise UserError(f"vocabulary {self.path} is no file; {_TRAIN}")
@@ -104,7 +106,7 @@ class Vocabulary:
 class _Pieces:
     """SentencePiece."""
 
-    def __init__(self, path: Path, model: bytes) -> None:
+    def __init__(self, path: Place, model: bytes) -> None:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
@@ -132,7 +134,7 @@ class _Pieces:
 class _ByteLevel:
     """Byte-pair encoding of bytes, each of them written as one of 256 printable characters."""
 
-    def __init__(self, path: Path, model: bytes) -> None:
+    def __init__(self, path: Place, model: bytes) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(model.decode())
         except Exception as error:  # `tokenizers` raises no narrower class

@@ -1,0 +1,64 @@
+"""Lines of text in files that zstd packed: how documents lie on a disk or on gs://."""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+from etils import epath
+
+_LEVEL = 3  # 4 times smaller than the text, 200 MB/s
+
+
+def lines(file: Path | epath.Path) -> Iterator[bytes]:
+    """The lines of a compressed file.
+
+    Raises:
+      EOFError: it was cut.
+      zstandard.ZstdError: it is damaged.
+    """
+    with file.open("rb") as raw:
+        yield from io.BufferedReader(Unpacked(raw), 1 << 20)
+
+
+class Unpacked(io.RawIOBase):
+    """A stream behind zstd, of one frame or several. The library's own reader takes the end of a
+    file that was cut for the end of its text; this one does not.
+
+    Raises, from reads:
+      EOFError: the file ends inside a frame.
+      zstandard.ZstdError: it is damaged.
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self._raw, self._rest, self._frame = raw, b"", None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            packed = self._frame.unused_data if self._frame and self._frame.eof else b""
+            if not (packed := packed or self._raw.read(1 << 17)):
+                if self._frame and not self._frame.eof:
+                    raise EOFError("the file was cut")
+                return 0
+            if not self._frame or self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._rest = memoryview(self._frame.decompress(packed))
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
+
+
+@contextlib.contextmanager
+def compressed(file: epath.Path) -> Iterator[IO[bytes]]:
+    """A file to write into, through zstd; it has its name when the block ends without an error."""
+    beside = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    compressor = zstandard.ZstdCompressor(_LEVEL, write_checksum=True)
+    with beside.open("wb") as raw, compressor.stream_writer(raw, closefd=False) as packed:
+        yield packed  # pyright: ignore
+    beside.replace(file)

@@ -1,0 +1,119 @@
+"""Which of all versions of a citation or article counts, and what became of the others.
+
+`parse.py` describes every item it meets by a row of COLUMNS in a parquet table beside the
+documents; here one query over all tables decides. It needs no text, and `tables.Database` spills to
+disk, so 50 million rows need no larger machine than 50.
+
+NLM's rules: a deletion removes what was published up to it; of the rest the highest version
+counts, of equal versions that in the latest file, of the same file the last. Retracted is what says
+so itself, or what a notice that counts names; the notice goes as well. An abstract whose article is
+there in full goes too.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+from etils import epath
+from pyarrow import parquet
+
+from data.tables import Database
+
+KEPT = "kept"
+
+# shard, row: where the text is, row -1 where there is none. rank: of its file in the order of
+# publication. ordinal: in its shard. item: citation, article, piece, deletion (number is gone) or
+# retracts (what the citation or article of the same shard and ordinal takes back).
+COLUMNS = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        ("rank", pa.int32()),
+        ("ordinal", pa.int32()),
+        ("item", pa.string()),
+        ("source", pa.string()),
+        ("number", pa.int64()),  # PMID, PMCID, or of The Pile
+        ("version", pa.int32()),
+        ("pmid", pa.int64()),  # of an article
+        ("text", pa.bool_()),
+        ("retracted", pa.bool_()),
+        ("notice", pa.bool_()),
+        ("closed", pa.bool_()),  # its licence does not permit it
+    ]
+)
+
+_SETTLE = """
+create temp table gone as
+  select number, max(rank) as rank from items where item = 'deletion' group by number;
+
+create temp table placed as
+  select items.*, coalesce(gone.rank >= items.rank, false) as deleted,
+    row_number() over (
+      partition by source, items.number, coalesce(gone.rank >= items.rank, false)
+      order by version desc, items.rank desc, ordinal desc
+    ) as place
+  from items left join gone on items.item = 'citation' and gone.number = items.number
+  where item in ('citation', 'article', 'piece');
+
+create temp table retractions as
+  select number as pmid from placed
+    where item = 'citation' and place = 1 and not deleted and retracted
+  union
+  select r.number from items r join placed p on r.shard = p.shard and r.ordinal = p.ordinal
+    where r.item = 'retracts' and p.place = 1 and not p.deleted and p.notice;
+
+create temp table whole as
+  select pmid from placed
+    where item = 'article' and place = 1 and text and pmid is not null
+      and pmid not in (from retractions)
+      and not (closed or notice or retracted);
+
+create temp table settled as
+  select shard, row, source,
+    case
+      when deleted then 'deleted'
+      when place > 1 and item = 'piece' then 'same text'
+      when place > 1 then 'revised'
+      when closed then 'licence not open'
+      when notice then 'retraction notices'
+      when retracted or coalesce(item = 'citation' and number in (from retractions), false)
+        or coalesce(item = 'article' and pmid in (from retractions), false) then 'retracted'
+      when not text then 'no text'
+      when coalesce(item = 'citation' and number in (from whole), false)
+        then 'full text is there'
+      else 'kept'
+    end as verdict
+  from placed;
+"""
+
+
+def write_table(file: epath.Path, rows: list[tuple[Any, ...]]) -> None:
+    """Writes a shard's rows; its place is taken when they are all there."""
+    columns = zip(*rows, strict=True) if rows else ([] for _ in COLUMNS)
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, COLUMNS, strict=True)]
+    beside = file.with_name(file.name + ".partial")
+    with beside.open("wb") as stream:
+        parquet.write_table(pa.Table.from_arrays(arrays, schema=COLUMNS), stream)
+    beside.rename(file)
+
+
+def settle(tables: list[epath.Path], output: epath.Path) -> dict[str, dict[str, int]]:
+    """Writes (shard, row) of every document that counts to `output`; returns how many of each
+    source came to which end: {"abstract": {"kept": 3, "revised": 1}}."""
+    with Database(items=tables) as (query, temporary):
+        for statement in _SETTLE.split(";\n"):
+            query.execute(statement)
+        kept = f"select shard, row from settled where verdict = '{KEPT}' order by shard, row"
+        query.execute(f"copy ({kept}) to '{temporary}/kept.parquet' (format parquet)")
+        output.write_bytes((temporary / "kept.parquet").read_bytes())
+        counts: dict[str, dict[str, int]] = {}
+        ends = "select source, verdict, count(*) from settled group by all order by all"
+        for source, verdict, count in query.execute(ends).fetchall():
+            counts.setdefault(source, {})[verdict] = count
+    return counts
+
+
+def rows_of(shard: int, table: epath.Path) -> list[int]:
+    """The rows of a shard in a table that `settle` wrote, rising."""
+    with table.open("rb") as stream:
+        found = parquet.read_table(stream, filters=[("shard", "=", shard)], columns=["row"])
+    return found["row"].to_pylist()

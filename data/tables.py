@@ -1,0 +1,118 @@
+"""Tables of numbers about documents: written as parquet beside them, queried with DuckDB.
+
+What must be decided over all documents at once, such as which of two is the same, is decided here:
+a query spills to disk, so 50 million rows need no larger machine than 50.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from etils import epath
+from pyarrow import parquet
+
+MEMORY = "400MB"  # of DuckDB
+_ROWS = 1 << 16  # that a writer holds before it writes them
+
+
+class Database:
+    """DuckDB within MEMORY and a view for each named list of parquet tables; in a `with` block,
+    as (connection, temporary folder). Tables on gs:// are copied first."""
+
+    def __init__(self, **views: list[epath.Path]) -> None:
+        self._views = views
+
+    def __enter__(self) -> tuple[duckdb.DuckDBPyConnection, Path]:
+        self._folder = tempfile.TemporaryDirectory()
+        folder = Path(self._folder.name)
+        self._connection = duckdb.connect()
+        for name, value in {"memory_limit": MEMORY, "temp_directory": str(folder)}.items():
+            self._connection.execute(f"set {name} = '{value}'")
+        for name, tables in self._views.items():
+            files = [str(_local(table, folder / name)) for table in tables]
+            self._connection.read_parquet(files).create_view(name)
+        return self._connection, folder
+
+    def __exit__(self, *error: object) -> None:
+        self._connection.close()
+        self._folder.cleanup()
+
+
+def _local(table: epath.Path, folder: Path) -> Path:
+    if not str(table).startswith("gs://"):
+        return Path(table)
+    folder.mkdir(exist_ok=True)
+    (folder / table.name).write_bytes(table.read_bytes())
+    return folder / table.name
+
+
+class TableWriter:
+    """Writes a table some rows at a time, in a `with` block; it appears when the block ends well.
+    It is there then even without rows."""
+
+    def __init__(self, file: epath.Path, schema: pa.Schema) -> None:
+        self._file, self._schema = file, schema
+        self._columns: list[list[Any]] = [[] for _ in schema]
+        self._rows = 0
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "TableWriter":
+        stream = self._stack.enter_context(appearing(self._file))
+        self._writer = self._stack.enter_context(parquet.ParquetWriter(stream, self._schema))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            self._flush()
+        self._stack.__exit__(*error)
+
+    def write(self, *columns: Any) -> None:
+        """Adds rows: a column each of the schema, numpy or Arrow arrays or lists of one length."""
+        for column, held, field in zip(columns, self._columns, self._schema, strict=True):
+            made = isinstance(column, pa.Array)
+            held.append(column if made else pa.array(column, field.type))
+        self._rows += len(columns[0])
+        if self._rows >= _ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            arrays = [pa.chunked_array(held) for held in self._columns]
+            self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+            self._columns, self._rows = [[] for _ in self._schema], 0
+
+
+@contextlib.contextmanager
+def appearing(file: epath.Path) -> Iterator[Any]:
+    """A file to write bytes into; it has its name when the block ends without an error."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    with beside.open("wb") as stream:
+        yield stream
+    beside.replace(file)
+
+
+def copy(database: tuple[duckdb.DuckDBPyConnection, Path], query: str, file: epath.Path) -> int:
+    """Writes what a query finds as a table, in its order; returns the number of rows."""
+    connection, temporary = database
+    made = temporary / "made.parquet"
+    (rows,) = connection.execute(f"copy ({query}) to '{made}' (format parquet)").fetchall()[0]
+    with made.open("rb") as source, appearing(file) as target:
+        while data := source.read(1 << 24):
+            target.write(data)
+    made.unlink()
+    return rows
+
+
+def fixed(rows: np.ndarray) -> pa.Array:
+    """Rows of bytes (n, width) as one column of blobs."""
+    width = pa.binary(rows.shape[1])
+    return pa.FixedSizeBinaryArray.from_buffers(
+        width, len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))]
+    )
