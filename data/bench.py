@@ -96,13 +96,8 @@ def tokenizing(made: Path, texts: list[str], rounds: int) -> dict[str, float | s
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     with _silent():
-        tokenizer.train(
-            made / "documents",
-            made / "vocabulary",
-            SIZE,
-            train_bytes=20_000_000,
-            character_coverage=0.9999,
-        )
+        options = tokenizer.Options(SIZE, train_bytes=20_000_000)
+        tokenizer.train(made / "documents", made / "vocabulary", options)
     names = (made / f"store{number}" for number in itertools.count())
 
     def ours() -> None:

@@ -20,6 +20,7 @@ import lxml.etree as etree
 from data.markup import SAFELY, MarkupError, Unreadable, collapse, plain, tag
 
 ROOTS = ("article", "OAI-PMH", "pmc-articleset")
+LARGEST = 32 << 20  # bytes of a file; it is read as a whole, and its tree is some times larger
 OPEN_LICENCES = ("CC-BY", "CC0/public domain")
 
 _LEFT_OUT = {
@@ -113,8 +114,12 @@ def release_order(name: str) -> tuple[str, str]:
 
 def articles(stream: IO[bytes]) -> Iterator[Article | Unreadable]:
     """The articles of a file with one of ROOTS, and what could not be read."""
+    source = stream.read(LARGEST + 1)
+    if len(source) > LARGEST:
+        yield Unreadable("article", f"over {LARGEST} bytes; what holds several can be divided")
+        return
     try:
-        root = _root(stream.read())
+        root = _root(source)
     except MarkupError as error:
         yield Unreadable("article", str(error))
         return

@@ -81,6 +81,7 @@ class Parse:
         with (
             compressed(self._raw / f"{name}.jsonl.zst") as shard.lines,
             compressed(self._raw / f"{name}.quarantine.zst") as quarantine,
+            settle.Rows(self._raw / f"{name}.parquet") as shard.rows,
         ):
             for path in sources.groups(self._files)[int(name)]:
                 file = sources.File(self.input, path)
@@ -102,7 +103,6 @@ class Parse:
                         "counts": dict(shard.counts),
                     }
                 )
-        settle.write_table(self._raw / f"{name}.parquet", shard.rows)
         return {
             "files": shard.files,
             "unreadable": shard.unreadable,
@@ -176,7 +176,7 @@ class _Shard:
         self._row = 0
         self.rank = 0
         self.lines: Any = None
-        self.rows: list[tuple[Any, ...]] = []  # of settle.COLUMNS
+        self.rows: Any = None
         self.files: list[dict[str, Any]] = []
         self.unreadable: dict[str, dict[str, str]] = {}  # the first of each file
         self.counts: collections.Counter[str] = collections.Counter()  # of the present file

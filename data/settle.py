@@ -16,9 +16,10 @@ import pyarrow as pa
 from etils import epath
 from pyarrow import parquet
 
-from data.tables import Database
+from data.tables import Database, TableWriter
 
 KEPT = "kept"
+_HELD = 1 << 13  # rows in memory
 
 # shard, row: where the text is, row -1 where there is none. rank: of its file in the order of
 # publication. ordinal: in its shard. item: citation, article, piece, deletion (number is gone) or
@@ -86,14 +87,31 @@ create temp table settled as
 """
 
 
-def write_table(file: epath.Path, rows: list[tuple[Any, ...]]) -> None:
-    """Writes a shard's rows; its place is taken when they are all there."""
-    columns = zip(*rows, strict=True) if rows else ([] for _ in COLUMNS)
-    arrays = [pa.array(c, f.type) for c, f in zip(columns, COLUMNS, strict=True)]
-    beside = file.with_name(file.name + ".partial")
-    with beside.open("wb") as stream:
-        parquet.write_table(pa.Table.from_arrays(arrays, schema=COLUMNS), stream)
-    beside.rename(file)
+class Rows:
+    """Writes a shard's rows some at a time, in a `with` block; the table appears when it ends."""
+
+    def __init__(self, file: epath.Path) -> None:
+        self._table = TableWriter(file, COLUMNS)
+        self._rows: list[tuple[Any, ...]] = []
+
+    def __enter__(self) -> "Rows":
+        self._table.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            self._flush()
+        self._table.__exit__(*error)
+
+    def append(self, row: tuple[Any, ...]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == _HELD:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._table.write(*map(list, zip(*self._rows, strict=True)))
+        self._rows.clear()
 
 
 def settle(tables: list[epath.Path], output: epath.Path) -> dict[str, dict[str, int]]:

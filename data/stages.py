@@ -95,7 +95,7 @@ def building(output: epath.Path, settings: dict[str, Any]) -> Iterator[epath.Pat
             record.parent.mkdir(parents=True)
             record.write_text(wanted)
         yield partial
-        (partial / _WORK).rmtree()
+        remove_work(partial)
         if not remote:
             if output.exists():
                 output.rmdir()
@@ -125,6 +125,12 @@ def run(steps: list[Step], runner: Runner) -> None:
                 os.write(_stderr(), log.read()[-20_000:])
                 raise
             raise UserError(found[-1]) from error
+
+
+def remove_work(folder: epath.Path) -> None:
+    """Removes what steps leave in a folder beside their result."""
+    if (folder / _WORK).exists():
+        (folder / _WORK).rmtree()
 
 
 def summaries(folder: epath.Path, step: str) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ is spelled in bytes. Comes after `parse.py`, before `tokenize.py`.
 [1] Bolton et al. 2024, arXiv 2403.18421
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -21,6 +22,7 @@ from typing import Any
 import sentencepiece
 import tokenizers
 from absl import flags
+from etils import epath
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 
@@ -52,26 +54,30 @@ _TOO_LARGE = (
 )
 
 
-def train(
-    folder: Path,
-    output: Path,
-    size: int,
-    *,
-    train_bytes: int,
-    character_coverage: float,
-    kind: str = "sentencepiece",
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a vocabulary is to be like.
+
+    size: number of ids, that of the end of text included.
+    kind: "sentencepiece" or "byte_level".
+    train_bytes: of UTF-8, about.
+    character_coverage: share of characters with a token of their own; of "sentencepiece" only.
+    """
+
+    size: int
+    kind: str = "sentencepiece"
+    train_bytes: int = 200_000_000
+    character_coverage: float = 0.9999
+
+
+def train(folder: documents.Folder, output: Path, options: Options) -> dict[str, Any]:
     """Writes sentencepiece.model or tokenizer.json, and manifest.json; returns what that holds.
 
     The same text gives the same file, byte for byte, on any machine. Of a corpus larger than
     `train_bytes` the documents are used whose id hashes below the corresponding fraction.
 
     Args:
-      folder: written by `python -m data.parse`.
-      size: number of ids, that of the end of text included.
-      train_bytes: of UTF-8, about.
-      character_coverage: share of characters with a token of their own; of "sentencepiece" only.
-      kind: "sentencepiece" or "byte_level".
+      folder: written by `python -m data.parse` or `data.clean`.
 
     Raises:
       UserError: `folder` holds no documents, its text does not suit `size`, or `output` can not
@@ -79,8 +85,8 @@ def train(
     """
     source = documents.read_manifest(folder)
     nbytes = source["splits"]["train"]["bytes"]
-    fraction = min(1.0, train_bytes / max(1, nbytes))
-    settings: dict[str, Any] = {"size": size, "train_bytes": train_bytes, "kind": kind}
+    fraction = min(1.0, options.train_bytes / max(1, nbytes))
+    settings, size = dataclasses.asdict(options), options.size
     with (
         documents.output_folder(output) as partial,
         tqdm(
@@ -91,11 +97,11 @@ def train(
         ) as bar,
     ):
         texts = _texts(folder, fraction, bar)
-        if kind == "byte_level":
+        if options.kind == "byte_level":
+            del settings["character_coverage"]
             model, name, library = _byte_level(texts, folder, size), BYTE_LEVEL_FILE, tokenizers
         else:
-            settings["character_coverage"] = character_coverage
-            model = _sentencepiece(texts, folder, size, character_coverage)
+            model = _sentencepiece(texts, folder, size, options.character_coverage)
             name, library = MODEL_FILE, sentencepiece
         manifest = {
             "flags": settings,
@@ -109,7 +115,7 @@ def train(
     return manifest
 
 
-def _texts(folder: Path, fraction: float, bar: tqdm) -> Iterator[str]:
+def _texts(folder: documents.Folder, fraction: float, bar: tqdm) -> Iterator[str]:
     for document in documents.read(folder, "train"):
         digest = hashlib.blake2b(document.id.encode(), digest_size=8, salt=b"train").digest()
         if int.from_bytes(digest, "big") < fraction * 2**64:
@@ -117,7 +123,9 @@ def _texts(folder: Path, fraction: float, bar: tqdm) -> Iterator[str]:
             yield document.text
 
 
-def _sentencepiece(texts: Iterator[str], folder: Path, size: int, coverage: float) -> bytes:
+def _sentencepiece(
+    texts: Iterator[str], folder: documents.Folder, size: int, coverage: float
+) -> bytes:
     """The file of a SentencePiece model."""
     model = io.BytesIO()
     try:
@@ -135,7 +143,7 @@ def _sentencepiece(texts: Iterator[str], folder: Path, size: int, coverage: floa
     return model.getvalue()
 
 
-def _byte_level(texts: Iterator[str], folder: Path, size: int) -> bytes:
+def _byte_level(texts: Iterator[str], folder: documents.Folder, size: int) -> bytes:
     """The file of a GPT-2-style tokenizer: 256 bytes, merges by falling count, end of text."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -173,7 +181,7 @@ class _Counted:
             yield text
 
 
-def _explained(message: str, folder: Path, size: int) -> str:
+def _explained(message: str, folder: documents.Folder, size: int) -> str:
     """What the user can do about an error that SentencePiece words in terms of its C++ source."""
     if found := re.search(r"too high .* value <= (\d+)", message):
         return _TOO_LARGE.format(size, folder, found[1])
@@ -187,35 +195,43 @@ def _explained(message: str, folder: Path, size: int) -> str:
     return f"--size={size}: SentencePiece can not learn from {folder}: {message}"
 
 
-def main() -> None:
+def given_options() -> Options:
+    """Raises UserError where flags contradict each other."""
     given = flags.FLAGS
     if given.kind == "byte_level" and given["character_coverage"].present:
         raise entry.UserError(
             "--character_coverage is of --kind=sentencepiece only: --kind=byte_level has a token "
             "for every byte; leave it out"
         )
-    manifest = train(
-        Path(given.documents),
-        Path(given.output),
-        given.size,
-        train_bytes=given.train_bytes,
-        character_coverage=given.character_coverage,
-        kind=given.kind,
-    )
+    return Options(given.size, given.kind, given.train_bytes, given.character_coverage)
+
+
+def main() -> None:
+    given = flags.FLAGS
+    manifest = train(epath.Path(given.documents), Path(given.output), given_options())
     print(f"{given.output}: {given.size:,} tokens, sha256 {manifest['sha256']}")
 
 
-if __name__ == "__main__":
-    flags.DEFINE_string("documents", None, "Folder written by data.parse.", required=True)
-    flags.DEFINE_string("output", None, "Folder to write; absent or empty.", required=True)
-    flags.DEFINE_integer("size", None, "Tokens in the vocabulary.", 300, 65536, required=True)
-    flags.DEFINE_enum(
-        "kind", "sentencepiece", ["sentencepiece", "byte_level"], "What the tokens are joined of."
-    )
+def define_flags() -> None:
+    kinds = ["sentencepiece", "byte_level"]
+    usual = Options(size=0)
+    flags.DEFINE_integer("size", None, "Tokens in the vocabulary.", 300, 65536)
+    flags.DEFINE_enum("kind", usual.kind, kinds, "What the tokens are joined of.")
     flags.DEFINE_integer(
-        "train_bytes", 200_000_000, "Text to learn from, chosen by hash of the id.", 1
+        "train_bytes", usual.train_bytes, "Text to learn from, chosen by hash of the id.", 1
     )
     flags.DEFINE_float(
-        "character_coverage", 0.9999, "Share of characters with a token; others are bytes.", 0.9, 1
+        "character_coverage",
+        usual.character_coverage,
+        "Share of characters with a token; others are bytes.",
+        0.9,
+        1,
     )
+
+
+if __name__ == "__main__":
+    define_flags()
+    flags.mark_flag_as_required("size")
+    flags.DEFINE_string("documents", None, "Folder of documents.", required=True)
+    flags.DEFINE_string("output", None, "Folder to write; absent or empty.", required=True)
     entry.run(main)

@@ -81,7 +81,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "vocabulary"
-    tokenizer.train(corpus, folder, SIZE, **OPTIONS)
+    tokenizer.train(corpus, folder, tokenizer.Options(SIZE, **OPTIONS))
     return folder
 
 
@@ -128,7 +128,7 @@ def openai():
 @pytest.fixture
 def vocabulary_of_pieces(corpus, tmp_path):
     options = OPTIONS | {"kind": "sentencepiece", "character_coverage": 0.999}
-    tokenizer.train(corpus, tmp_path / "pieces", 400, **options)
+    tokenizer.train(corpus, tmp_path / "pieces", tokenizer.Options(400, **options))
     return tmp_path / "pieces"
 
 
@@ -171,24 +171,26 @@ class TestTraining:
             for d in documents.read(corpus)
         )
         copy = write_documents(tmp_path / "documents", others, 200)
-        manifest = tokenizer.train(copy, tmp_path / "vocabulary", SIZE, **OPTIONS)
+        manifest = tokenizer.train(
+            copy, tmp_path / "vocabulary", tokenizer.Options(SIZE, **OPTIONS)
+        )
         assert manifest["sha256"] == vocabulary.sha256
         assert manifest["versions"] == {"tokenizers": tokenizers.__version__}
 
     def test_size_must_suit_the_text(self, corpus, tmp_path):
         with pytest.raises(UserError, match=r"--size=60000 is more than .* the most is") as refused:
-            tokenizer.train(corpus, tmp_path / "no", 60_000, **OPTIONS)
+            tokenizer.train(corpus, tmp_path / "no", tokenizer.Options(60_000, **OPTIONS))
         assert not (tmp_path / "no").exists()
         most = int(str(refused.value).split("--size=")[-1].split(",")[0])
-        tokenizer.train(corpus, tmp_path / "yes", most, **OPTIONS)
+        tokenizer.train(corpus, tmp_path / "yes", tokenizer.Options(most, **OPTIONS))
         assert Vocabulary(tmp_path / "yes").size == most
         with pytest.raises(UserError, match=f"the most is --size={most}"):
-            tokenizer.train(corpus, tmp_path / "no", most + 1, **OPTIONS)
+            tokenizer.train(corpus, tmp_path / "no", tokenizer.Options(most + 1, **OPTIONS))
 
     def test_needs_text(self, tmp_path):
         empty = write_texts(tmp_path / "documents", [])
         with pytest.raises(UserError, match=r"no text to train on"):
-            tokenizer.train(empty, tmp_path / "out", SIZE, **OPTIONS)
+            tokenizer.train(empty, tmp_path / "out", tokenizer.Options(SIZE, **OPTIONS))
 
     def test_has_no_character_coverage(self, corpus, tmp_path):
         flags = {"documents": corpus, "output": tmp_path / "out", "size": SIZE}
@@ -200,7 +202,7 @@ class TestTraining:
         copy = shutil.copytree(corpus, tmp_path / "documents")
         (copy / "shards" / "00000.jsonl.zst").write_bytes(zstandard.compress(b"not even JSON\n"))
         with pytest.raises(UserError, match=r"line 1, is no document"):
-            tokenizer.train(copy, tmp_path / "out", SIZE, **OPTIONS)
+            tokenizer.train(copy, tmp_path / "out", tokenizer.Options(SIZE, **OPTIONS))
 
 
 class TestVocabulary:
@@ -318,7 +320,7 @@ class TestSeqio:
         copy = shutil.copytree(trained, tmp_path / "copy")
         assert task == ByteLevelVocabulary(copy)
         assert len({task, ByteLevelVocabulary(copy)}) == 1
-        tokenizer.train(corpus, tmp_path / "other", SIZE + 1, **OPTIONS)
+        tokenizer.train(corpus, tmp_path / "other", tokenizer.Options(SIZE + 1, **OPTIONS))
         assert task != seqio_vocabulary(tmp_path / "other")
         assert task != "another kind of thing"
 

@@ -41,8 +41,8 @@ def vocabulary(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     sample = Path(__file__).parents[1] / "data" / "sample"
     parse.parse(sample, folder / "documents", heldout_per_mille=0)
-    size = {"size": 500, "train_bytes": 10**9, "character_coverage": 0.9999}
-    data_tokenizer.train(folder / "documents", folder / "vocabulary", **size)
+    options = data_tokenizer.Options(500, train_bytes=10**9)
+    data_tokenizer.train(folder / "documents", folder / "vocabulary", options)
     return folder / "vocabulary" / MODEL_FILE
 
 

@@ -154,8 +154,8 @@ def test_literal_end_of_text_is_the_token_unless_split(folder, pieces):
 def test_ids_agree_with_sentencepiece_on_the_sample_corpus(tmp_path):
     sample = Path(__file__).parents[1] / "data" / "sample"
     parse.parse(sample, tmp_path / "documents", heldout_per_mille=0)
-    whole_text = {"train_bytes": 10**9, "character_coverage": 1.0}
-    data_tokenizer.train(tmp_path / "documents", tmp_path / "vocabulary", 4096, **whole_text)
+    options = data_tokenizer.Options(4096, train_bytes=10**9, character_coverage=1.0)
+    data_tokenizer.train(tmp_path / "documents", tmp_path / "vocabulary", options)
     path = tmp_path / "vocabulary" / MODEL_FILE
     pieces, ours = Vocabulary(path), tokenizer.convert(path)
     texts = [document.text for document in documents.read(tmp_path / "documents")]

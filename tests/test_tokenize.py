@@ -27,6 +27,7 @@ HOSTILE = [
     "\U0001f9ec e\u0301 \u00e9 \ufb01 \u2126 \u6c34 \u0645\u0627\u0621",
     "<|endoftext|> <unk> <0x41> </s>",
     "\u200b\u200d\ufeff zero width",
+    "NUL \x00, a lone mark \u0301\u0301, \u2581 \u2581\u2581 as SentencePiece writes spaces",
 ]
 SIZE = 400
 OPTIONS = {"train_bytes": 10**9, "character_coverage": 0.999}
@@ -55,7 +56,7 @@ def corpus(texts, tmp_path_factory):
 @pytest.fixture(scope="module")
 def vocabulary_folder(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "vocabulary"
-    tokenizer.train(corpus, folder, SIZE, **OPTIONS)
+    tokenizer.train(corpus, folder, tokenizer.Options(SIZE, **OPTIONS))
     return folder
 
 
@@ -79,7 +80,7 @@ class TestVocabulary:
     def test_ids(self, vocabulary):
         assert (vocabulary.size, vocabulary.eos_id) == (SIZE, 1)
 
-    @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")))
+    @given(st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \u2581"))))
     def test_text_comes_back(self, vocabulary, text):
         ids = vocabulary.encode(text)
         assert vocabulary.decode(ids) == text
@@ -118,7 +119,9 @@ class TestTokenizer:
             for d in documents.read(corpus)
         )
         copy = write_documents(tmp_path / "documents", others, 200)
-        manifest = tokenizer.train(copy, tmp_path / "vocabulary", SIZE, **OPTIONS)
+        manifest = tokenizer.train(
+            copy, tmp_path / "vocabulary", tokenizer.Options(SIZE, **OPTIONS)
+        )
         assert manifest["sha256"] == vocabulary.sha256
         held = documents.read_manifest(corpus)["splits"]["heldout"]["documents"]
         assert held > 5
@@ -126,15 +129,15 @@ class TestTokenizer:
     def test_limits_the_text(self, corpus, vocabulary, tmp_path):
         half = documents.read_manifest(corpus)["splits"]["train"]["bytes"] // 2
         options = OPTIONS | {"train_bytes": half}
-        first = tokenizer.train(corpus, tmp_path / "a", SIZE, **options)
-        again = tokenizer.train(corpus, tmp_path / "b", SIZE, **options)
+        first = tokenizer.train(corpus, tmp_path / "a", tokenizer.Options(SIZE, **options))
+        again = tokenizer.train(corpus, tmp_path / "b", tokenizer.Options(SIZE, **options))
         assert first["sha256"] == again["sha256"] != vocabulary.sha256
 
     def test_learns_from_long_paragraphs(self, tmp_path):
         """SentencePiece drops those of more than 4192 bytes unless it is told otherwise."""
         words = "thrombocytopenia " * 1000
         folder = write_texts(tmp_path / "documents", [words, "ab cd"], heldout_per_mille=0)
-        tokenizer.train(folder, tmp_path / "vocabulary", 290, **OPTIONS)
+        tokenizer.train(folder, tmp_path / "vocabulary", tokenizer.Options(290, **OPTIONS))
         assert len(Vocabulary(tmp_path / "vocabulary").encode("thrombocytopenia")) < 3
 
     @pytest.mark.parametrize(
@@ -146,17 +149,17 @@ class TestTokenizer:
     )
     def test_size_must_suit_the_text(self, corpus, tmp_path, size, message):
         with pytest.raises(UserError, match=message) as refused:
-            tokenizer.train(corpus, tmp_path / "no", size, **OPTIONS)
+            tokenizer.train(corpus, tmp_path / "no", tokenizer.Options(size, **OPTIONS))
         assert not (tmp_path / "no").exists()
         fitting = int(str(refused.value).split("--size=")[-1].split(",")[0])
-        tokenizer.train(corpus, tmp_path / "yes", fitting, **OPTIONS)
+        tokenizer.train(corpus, tmp_path / "yes", tokenizer.Options(fitting, **OPTIONS))
 
     def test_needs_text(self, tmp_path):
         empty = write_texts(tmp_path / "documents", [])
         with pytest.raises(UserError, match=r"no text to train on"):
-            tokenizer.train(empty, tmp_path / "out", SIZE, **OPTIONS)
+            tokenizer.train(empty, tmp_path / "out", tokenizer.Options(SIZE, **OPTIONS))
         with pytest.raises(UserError, match=r"no folder of documents.*data\.parse"):
-            tokenizer.train(tmp_path, tmp_path / "out", SIZE, **OPTIONS)
+            tokenizer.train(tmp_path, tmp_path / "out", tokenizer.Options(SIZE, **OPTIONS))
 
 
 class TestTask:

@@ -11,10 +11,10 @@ pair for each piece is enough: when the neighbours x and y are joined, nothing b
 edge of xy, hence all steps inside it were those that xy takes when it stands alone, and those
 end in one pair. There is no pre-tokenizer: SentencePiece joins over the whole text.
 
-Two things remain to know. Both turn a space into U+2581, so that character of a text comes back
-as a space; byte-level keeps it. And, of either kind, where a text holds the end-of-text marker
-literally, Hugging Face makes the marker of it, unless the tokenizer is loaded with
-split_special_tokens=True; `Vocabulary` never does.
+Two things remain to know. Hugging Face's takes the character U+2581 of a text for a space, which
+SentencePiece writes so; `Vocabulary` spells it in bytes, and byte-level has no such character. And,
+of either kind, where a text holds the end-of-text marker literally, Hugging Face makes the marker
+of it, unless the tokenizer is loaded with split_special_tokens=True; `Vocabulary` never does.
 
 [1] https://github.com/google/sentencepiece/blob/v0.2.0/src/bpe_model.cc
 """

@@ -28,6 +28,7 @@ from biomedlm_jax.pipeline.store import COLUMNS, FORMAT, SOURCES, SPLITS
 from biomedlm_jax.pipeline.vocabulary import Vocabulary, file_name
 
 _LAYOUT = "layout.json"  # what `create` was told, for `write` in other processes
+_UNITS = ("tokens", "documents")
 _TOKEN, _ROW = np.dtype("<u2"), np.dtype("<i8")
 
 
@@ -70,7 +71,7 @@ class StoreWriter:
             opened = {
                 (split, kind): files.enter_context((beside / f"{split}.{kind}").open("wb"))
                 for split in SPLITS
-                for kind in ("tokens", "documents")
+                for kind in _UNITS
             }
             yield Piece(self.size, self.eos_id, opened)
         for file in beside.iterdir():
@@ -89,10 +90,10 @@ class StoreWriter:
         layout = {s: [(n, p[s]["tokens"], p[s]["documents"]) for n, p in pieces.items()]
                   for s in SPLITS}  # fmt: skip
         (self.work / _LAYOUT).write_text(json.dumps(layout))
-        for split, parts in layout.items():
-            tokens, rows = (sum(part[i] for part in parts) for i in (1, 2))
+        for split in SPLITS:
+            tokens, rows = (sum(p[split][u] for p in pieces.values()) for u in _UNITS)
             (self.folder / split).mkdir(parents=True, exist_ok=True)
-            for kind, length in {"tokens": tokens, "documents": rows}.items():
+            for kind, length in zip(_UNITS, (tokens, rows), strict=True):
                 _Kind(kind).create(self.folder / split / kind, length)
                 shard = _Kind(kind).shard
                 for i in range(-(-length // shard)):

@@ -31,6 +31,7 @@ MODEL_FILE = "sentencepiece.model"  # in the folder that data.tokenizer writes
 BYTE_LEVEL_FILE = "tokenizer.json"  # or this one
 END_OF_TEXT = "<|endoftext|>"  # ends every document; no text is ever encoded to it
 Place = Path | epath.Path  # on a disk or gs://
+_MARK = "\u2581"
 _TRAIN = "train one with `python -m data.tokenizer`"
 
 
@@ -86,8 +87,7 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without an end-of-text id, also where the text holds END_OF_TEXT itself.
-        `decode` gives the same text again, but for the character U+2581, which SentencePiece
-        writes for a space and reads as one; byte_level keeps that too."""
+        `decode` gives the same text again."""
         return self._model.encode([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -118,7 +118,16 @@ class _Pieces:
             raise UserError(f"vocabulary {path} has no {END_OF_TEXT} as end of text; {_TRAIN}")
 
     def encode(self, texts: list[str]) -> list[list[int]]:
+        # SentencePiece writes this character for a space and would read one back.
+        if any(_MARK in text for text in texts):
+            return [self._spelled(text) for text in texts]
         return self._processor.encode(texts, num_threads=-1)  # as many as there are cores
+
+    def _spelled(self, text: str) -> list[int]:
+        """Ids of a text with _MARK spelled in bytes."""
+        mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _MARK.encode()]
+        first, *rest = self._processor.encode(text.split(_MARK))
+        return first + [id for part in rest for id in (*mark, *part)]
 
     def decode(self, ids: list[int]) -> str:
         return self._processor.decode(ids)
@@ -128,7 +137,7 @@ class _Pieces:
             return 0
         if self._processor.is_byte(id):
             return 1
-        return len(self._processor.id_to_piece(id).replace("\u2581", " ").encode())
+        return len(self._processor.id_to_piece(id).replace(_MARK, " ").encode())
 
 
 class _ByteLevel:
