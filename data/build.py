@@ -13,8 +13,6 @@ are on gs://. The same command again goes on with the shards that a killed build
 
 import dataclasses
 import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -49,15 +47,23 @@ class Build:
     vocabulary: epath.Path | Options
 
     def steps(self) -> list[Step]:
-        parsed, cleaned = self.folder / "work/parsed", self.folder / "documents"
+        """Also reads what must be there before they begin.
+
+        Raises:
+          UserError: nothing to read, or `benchmarks` can not be read.
+        """
+        parse = Parse(self.input, self.folder / "work/parsed", self.heldout_per_mille)
+        clean = Clean(parse.folder, self.folder / "documents", self.rules, self.benchmarks)
         known = not isinstance(self.vocabulary, Options)
         words = self.vocabulary if known else self.folder / "vocabulary"
         learn = Step("vocabulary", self._once, self._learn, self.folder)
+        parse.list_files()
+        clean.prepare()
         return [
-            *Parse(self.input, parsed, self.heldout_per_mille).steps(),
-            *Clean(parsed, cleaned, self.rules, self.benchmarks).steps(),
+            *parse.steps(),
+            *clean.steps(),
             *([] if known else [learn]),
-            *Tokenize(cleaned, words, self.folder / "store").steps(),
+            *Tokenize(clean.folder, words, self.folder / "store").steps(),
             Step("card", self._once, self._describe, self.folder),
         ]
 
@@ -65,16 +71,11 @@ class Build:
         return {"all": 1}
 
     def _learn(self, _: str) -> dict[str, Any]:
-        """Learns the vocabulary, on a disk of the worker's and then copied."""
         assert isinstance(self.vocabulary, Options)
         target = self.folder / "vocabulary"
-        with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder) / "vocabulary"
-            manifest = tokenizer.train(self.folder / "documents", made, self.vocabulary)
-            target.mkdir(exist_ok=True)
-            for file in made.iterdir():
-                (target / file.name).write_bytes(file.read_bytes())
-        return manifest
+        if target.exists():  # whole, but the build was killed before it knew
+            target.rmtree()
+        return tokenizer.train(self.folder / "documents", target, self.vocabulary)
 
     def _describe(self, _: str) -> dict[str, Any]:
         """Writes the card, and the manifest that makes the folder whole."""
@@ -120,8 +121,8 @@ def build(
     with stages.building(target, settings) as folder:
         work = Build(source, folder, heldout_per_mille, rules, tests, words)
         stages.run(work.steps(), runner)
-        for name in ("documents", "store"):
-            stages.remove_work(folder / name)
+    for name in ("documents", "store"):
+        stages.remove_work(target / name)
     return target
 
 

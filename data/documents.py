@@ -13,7 +13,6 @@ format is known here only.
 import collections
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,6 @@ from typing import Any
 import zstandard
 from etils import epath
 
-from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.lines import compressed, lines
 from biomedlm_jax.pipeline.store import SOURCES, SPLITS, is_heldout
@@ -32,7 +30,6 @@ from data.markup import Unreadable
 MANIFEST, QUARANTINE, SHARDS = "manifest.json", "quarantine.jsonl", "shards"
 Folder = Path | epath.Path  # on a disk or gs://
 _TALLIED = ("source", "year", "language", "licence")
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of no call that reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,30 +56,6 @@ class Document:
     @property
     def year(self) -> int | None:
         return int(self.date[:4]) if self.date else None
-
-
-@contextlib.contextmanager
-def output_folder(output: Path) -> Iterator[Path]:
-    """`entry.whole_folder` for --output of the tools here.
-
-    Raises:
-      UserError: `output` is not empty, or the system does not let it be written: the disk is full,
-        read-only or another's.
-    """
-    output = output.absolute()
-    partial = output.with_name(output.name + ".partial")
-    try:
-        with entry.whole_folder(output) as folder:
-            yield folder
-    except OSError as error:
-        about = error.filename and Path(str(error.filename))
-        ours = about and (about.is_relative_to(partial) or about in partial.parents)
-        if error.errno not in _NO_ROOM and not ours:
-            raise
-        raise UserError(
-            f"--output={output} can not be written: {error.strerror}; remove {partial} and make "
-            "room there, or name a folder on another disk"
-        ) from error
 
 
 class Tally:

@@ -11,6 +11,7 @@ needs folders on gs:// and Google Cloud's options, as in --beam=--project=P --be
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -29,7 +30,8 @@ from tqdm import tqdm
 from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
 
-_WORK = "work"
+WORK = "work"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _ITEMS = "items.txt"  # of a step: names and weights, for the progress bar
 _SAFE = re.compile(r"[\w.-]+")
 
@@ -83,7 +85,7 @@ def building(output: epath.Path, settings: dict[str, Any]) -> Iterator[epath.Pat
     remote = str(output).startswith("gs://")
     partial = output if remote else output.with_name(output.name + ".partial")
     wanted = json.dumps({"code": _code(), **settings}, indent=1, sort_keys=True)
-    record = partial / _WORK / "settings.json"
+    record = partial / WORK / "settings.json"
     with _writable(output, partial):
         if not remote:
             entry.check_output(Path(output))
@@ -95,11 +97,11 @@ def building(output: epath.Path, settings: dict[str, Any]) -> Iterator[epath.Pat
             record.parent.mkdir(parents=True)
             record.write_text(wanted)
         yield partial
-        remove_work(partial)
         if not remote:
             if output.exists():
                 output.rmdir()
             partial.rename(output)
+        remove_work(output)  # last: a run killed here has lost nothing
 
 
 def run(steps: list[Step], runner: Runner) -> None:
@@ -129,8 +131,8 @@ def run(steps: list[Step], runner: Runner) -> None:
 
 def remove_work(folder: epath.Path) -> None:
     """Removes what steps leave in a folder beside their result."""
-    if (folder / _WORK).exists():
-        (folder / _WORK).rmtree()
+    if (folder / WORK).exists():
+        (folder / WORK).rmtree()
 
 
 def summaries(folder: epath.Path, step: str) -> dict[str, dict[str, Any]]:
@@ -169,7 +171,7 @@ def _listed(step: Step) -> list[str]:
         weights = step.items()
         for name in weights:
             assert _SAFE.fullmatch(name), name
-        place = step.folder / _WORK / step.name
+        place = step.folder / WORK / step.name
         place.mkdir(parents=True, exist_ok=True)
         _write(place / _ITEMS, "".join(f"{name} {weight}\n" for name, weight in weights.items()))
     return sorted(weights, key=lambda name: (-weights[name], name))
@@ -183,7 +185,7 @@ def _done(step: Step, item: str) -> None:
 
 
 def _summary(folder: epath.Path, step: str, item: str) -> epath.Path:
-    return folder / _WORK / step / f"{item}.json"
+    return folder / WORK / step / f"{item}.json"
 
 
 def _write(file: epath.Path, text: str) -> None:
@@ -193,7 +195,7 @@ def _write(file: epath.Path, text: str) -> None:
 
 
 def _weights(folder: epath.Path, step: str) -> dict[str, int]:
-    file = folder / _WORK / step / _ITEMS
+    file = folder / WORK / step / _ITEMS
     if not file.exists():
         return {}
     lines = (line.split() for line in file.read_text().splitlines())
@@ -207,9 +209,10 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
+        remedy = "make room or name a folder on another disk; " if error.errno in _NO_ROOM else ""
         raise UserError(
-            f"{what}: {error.strerror or error}{where}; make room or name a folder on another "
-            "disk; the same command goes on where this one stopped"
+            f"{what}: {error.strerror or error}{where}; {remedy}the same command goes on where "
+            "this one stopped"
         ) from error
 
 
@@ -250,7 +253,7 @@ def _advance(bar: tqdm, step: Step) -> bool:
     weights = _weights(step.folder, step.name)
     if not weights:
         return False
-    present = {file.name for file in (step.folder / _WORK / step.name).iterdir()}
+    present = {file.name for file in (step.folder / WORK / step.name).iterdir()}
     bar.total = sum(weights.values())
     done = [weight for name, weight in weights.items() if f"{name}.json" in present]
     bar.n = sum(done)

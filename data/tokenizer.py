@@ -16,7 +16,6 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import sentencepiece
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 from biomedlm_jax import entry
 from biomedlm_jax.pipeline.vocabulary import BYTE_LEVEL_FILE, END_OF_TEXT, MODEL_FILE
-from data import documents
+from data import documents, stages
 
 # Ids and losslessness; the vocabulary has no token for the begin of a text and none for padding.
 _FORM: dict[str, Any] = {
@@ -70,7 +69,7 @@ class Options:
     character_coverage: float = 0.9999
 
 
-def train(folder: documents.Folder, output: Path, options: Options) -> dict[str, Any]:
+def train(folder: documents.Folder, output: documents.Folder, options: Options) -> dict[str, Any]:
     """Writes sentencepiece.model or tokenizer.json, and manifest.json; returns what that holds.
 
     The same text gives the same file, byte for byte, on any machine. Of a corpus larger than
@@ -88,7 +87,7 @@ def train(folder: documents.Folder, output: Path, options: Options) -> dict[str,
     fraction = min(1.0, options.train_bytes / max(1, nbytes))
     settings, size = dataclasses.asdict(options), options.size
     with (
-        documents.output_folder(output) as partial,
+        stages.building(epath.Path(output), settings) as partial,
         tqdm(
             desc="vocabulary",
             total=int(fraction * nbytes),
@@ -111,7 +110,7 @@ def train(folder: documents.Folder, output: Path, options: Options) -> dict[str,
         }
         (partial / name).write_bytes(model)
         text = json.dumps(manifest, indent=2) + "\n"
-        (partial / "manifest.json").write_text(text, encoding="utf-8")
+        (partial / "manifest.json").write_text(text)
     return manifest
 
 
@@ -208,7 +207,7 @@ def given_options() -> Options:
 
 def main() -> None:
     given = flags.FLAGS
-    manifest = train(epath.Path(given.documents), Path(given.output), given_options())
+    manifest = train(epath.Path(given.documents), epath.Path(given.output), given_options())
     print(f"{given.output}: {given.size:,} tokens, sha256 {manifest['sha256']}")
 
 

@@ -17,6 +17,7 @@ any token costs the index and one piece of the table.
 import functools
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from jaxtyping import Int
 
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.vocabulary import file_in
+
+os.environ.setdefault("EPATH_USE_TF", "false")  # or the first look at gs:// imports TensorFlow
 
 FORMAT = 2
 COLUMNS = ("first token", "utf-8 bytes", "source", "number")

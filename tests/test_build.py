@@ -1,0 +1,175 @@
+"""The whole build: the same as its parts, on any number of processes, after any interruption."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from biomedlm_jax.entry import UserError
+from biomedlm_jax.pipeline.store import SPLITS, TokenStore
+from biomedlm_jax.pipeline.vocabulary import Vocabulary
+from data import documents, stages
+from data.build import build
+from data.clean import clean
+from data.parse import parse
+from data.stages import Runner
+from data.tokenize import tokenize
+from data.tokenizer import Options, train
+from tests.conftest import ROOT
+
+SAMPLE = ROOT / "data/sample"
+OPTIONS = Options(size=600, train_bytes=10**9)
+FLAGS = [f"--input={SAMPLE}", "--size=600", f"--train_bytes={10**9}"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return Path(build(SAMPLE, tmp_path_factory.mktemp("built") / "corpus", OPTIONS))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def command(output: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "data.build", *FLAGS, f"--output={output}", *more]
+
+
+def test_is_what_its_parts_make(built, tmp_path):
+    parse(SAMPLE, tmp_path / "parsed", 20)
+    clean(tmp_path / "parsed", tmp_path / "documents")
+    train(tmp_path / "documents", tmp_path / "vocabulary", OPTIONS)
+    tokenize(tmp_path / "documents", tmp_path / "vocabulary", tmp_path / "store")
+    for part in ("documents", "vocabulary", "store"):
+        assert contents(built / part) == contents(tmp_path / part), part
+    assert {path.name for path in built.iterdir()} == {
+        "documents",
+        "vocabulary",
+        "store",
+        "card.md",
+        "card.html",
+        "manifest.json",
+    }
+
+
+def test_the_store_holds_the_documents(built):
+    for split in SPLITS:
+        store = TokenStore(built / "store", split)
+        vocabulary = Vocabulary(store.vocabulary_path)
+        (whole,) = store.read(np.array([0]), store.tokens)
+        texts = [d.text for d in documents.read(built / "documents", split)]
+        parts = np.split(whole, store.documents[1:, 0])
+        assert [vocabulary.decode(part.tolist()) for part in parts] == texts
+        tally = store.manifest["tally"]["split"][split]
+        assert tally["tokens"] == store.tokens
+        assert tally["documents"] == len(texts)
+
+
+def test_with_a_vocabulary_that_is_there(built, tmp_path):
+    again = build(SAMPLE, tmp_path / "corpus", built / "vocabulary")
+    assert contents(Path(again / "store")) == contents(built / "store")
+    assert not (again / "vocabulary").exists()
+
+
+@pytest.mark.slow
+def test_beam_makes_the_same(built, tmp_path):
+    again = build(SAMPLE, tmp_path / "corpus", OPTIONS, runner=Runner("DirectRunner", 2))
+    assert contents(Path(again)) == contents(built)
+
+
+def test_killed_builds_go_on(built, tmp_path):
+    """SIGKILL after every nine items: nothing that was finished is done twice,
+    and the end is the same to the byte."""
+    output, partial = tmp_path / "corpus", tmp_path / "corpus.partial"
+    finished: dict[str, tuple[int, int]] = {}
+    kills = 0
+    while not output.exists():
+        run = subprocess.Popen(
+            command(output, "--runner=serial"),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        goal = len(finished) + 9
+        while run.poll() is None and len(summaries(partial)) < goal:
+            time.sleep(0.002)
+        if run.poll() is None:
+            run.send_signal(signal.SIGKILL)
+            kills += 1
+        run.wait()
+        assert run.returncode in (0, -signal.SIGKILL)
+        if not output.exists():
+            now = summaries(partial)
+            assert finished.items() <= now.items(), "an item was done again"
+            finished = now
+        assert kills < 30
+    assert kills >= 3
+    assert contents(output) == contents(built)
+
+
+def summaries(partial: Path) -> dict[str, tuple[int, int]]:
+    """What marks an item as finished, with what changes when it is written again."""
+    found = {}
+    for folder, _, names in os.walk(partial):
+        for name in names:
+            if Path(folder).parent.name == stages.WORK and name.endswith(".json"):
+                with contextlib.suppress(FileNotFoundError):  # the folder has got its name
+                    status = (Path(folder) / name).stat()
+                    found[f"{folder}/{name}"] = (status.st_ino, status.st_mtime_ns)
+    return found
+
+
+def test_other_settings_begin_again(built, tmp_path):
+    """What was made with other settings is not gone on with."""
+    output = tmp_path / "corpus"
+    with pytest.raises(UserError, match="more than the training text"):
+        build(SAMPLE, output, Options(size=60_000))
+    assert (tmp_path / "corpus.partial/documents/manifest.json").exists()
+    assert not output.exists()
+    assert contents(Path(build(SAMPLE, output, OPTIONS))) == contents(built)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+@pytest.mark.slow
+def test_a_full_disk_is_one_clear_error_and_then_goes_on(built, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a disk")
+    try:
+        run = command(disk / "corpus", "--workers=2")
+        full = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert full.returncode == 2
+        (line,) = [x for x in full.stderr.splitlines() if x.startswith("error: ")]
+        assert "No space left on device" in line
+        assert "Traceback" not in full.stderr
+        assert not (disk / "corpus").exists()
+        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+        subprocess.run(run, cwd=ROOT, capture_output=True, check=True)
+        assert contents(disk / "corpus") == contents(built)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("more", [[], ["--vocabulary=somewhere", "--size=600"]])
+def test_asks_for_one_vocabulary(tmp_path, more):
+    arguments = [f"--input={SAMPLE}", f"--output={tmp_path / 'out'}", *more]
+    run = [sys.executable, "-m", "data.build", *arguments]
+    found = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: either --size=28896")
+
+
+def test_manifest_names_what_was_made(built):
+    manifest = json.loads((built / "manifest.json").read_text())
+    for split in SPLITS:
+        assert manifest["store"][split] == TokenStore(built / "store", split).sha256
+    assert not list(built.rglob(stages.WORK))
