@@ -186,6 +186,7 @@ def _archive(raw: IO[bytes]) -> Iterator[Item]:
     try:
         with tarfile.open(fileobj=gzip.GzipFile(fileobj=raw), mode="r|") as archive:
             for member in archive:
+                archive.members.clear()  # or a million of them are kept  # pyright: ignore
                 name = member.name
                 if member.isdir() or not name.endswith((".nxml", ".xml")):
                     continue

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
+from biomedlm_jax.pipeline.lines import appearing
 
 WORK = "work"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -189,9 +190,8 @@ def _summary(folder: epath.Path, step: str, item: str) -> epath.Path:
 
 
 def _write(file: epath.Path, text: str) -> None:
-    beside = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    beside.write_text(text)
-    beside.replace(file)
+    with appearing(file) as stream:
+        stream.write(text.encode())
 
 
 def _weights(folder: epath.Path, step: str) -> dict[str, int]:

@@ -5,9 +5,7 @@ a query spills to disk, so 50 million rows need no larger machine than 50.
 """
 
 import contextlib
-import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,17 @@ import pyarrow as pa
 from etils import epath
 from pyarrow import parquet
 
-MEMORY = "400MB"  # of DuckDB
+from biomedlm_jax.pipeline.lines import appearing
+
+# Of DuckDB. Each thread has buffers that can not be spilled: of 64 cores' they would fill MEMORY.
+MEMORY, THREADS = "300MB", 2
 _ROWS = 1 << 16  # that a writer holds before it writes them
 
 
 class Database:
     """DuckDB within MEMORY and a view for each named list of parquet tables; in a `with` block,
-    as (connection, temporary folder). Tables on gs:// are copied first."""
+    as (connection, temporary folder). Tables on gs:// are copied first. What does not fit into
+    MEMORY goes to the system's folder for temporary files, TMPDIR."""
 
     def __init__(self, **views: list[epath.Path]) -> None:
         self._views = views
@@ -32,7 +34,13 @@ class Database:
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
         self._connection = duckdb.connect()
-        for name, value in {"memory_limit": MEMORY, "temp_directory": str(folder)}.items():
+        settings = {
+            "memory_limit": MEMORY,
+            "threads": THREADS,
+            "temp_directory": folder,
+            "preserve_insertion_order": "false",  # of what no query orders
+        }
+        for name, value in settings.items():
             self._connection.execute(f"set {name} = '{value}'")
         for name, tables in self._views.items():
             files = [str(_local(table, folder / name)) for table in tables]
@@ -86,16 +94,6 @@ class TableWriter:
             arrays = [pa.chunked_array(held) for held in self._columns]
             self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
             self._columns, self._rows = [[] for _ in self._schema], 0
-
-
-@contextlib.contextmanager
-def appearing(file: epath.Path) -> Iterator[Any]:
-    """A file to write bytes into; it has its name when the block ends without an error."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    with beside.open("wb") as stream:
-        yield stream
-    beside.replace(file)
 
 
 def copy(database: tuple[duckdb.DuckDBPyConnection, Path], query: str, file: epath.Path) -> int:

@@ -1,4 +1,4 @@
-"""Lines of text in files that zstd packed: how documents lie on a disk or on gs://."""
+"""Files that appear whole, on a disk or on gs://, and lines of text in files that zstd packed."""
 
 import contextlib
 import io
@@ -57,8 +57,21 @@ class Unpacked(io.RawIOBase):
 @contextlib.contextmanager
 def compressed(file: epath.Path) -> Iterator[IO[bytes]]:
     """A file to write into, through zstd; it has its name when the block ends without an error."""
-    beside = file.with_name(f"{file.name}.{os.getpid()}.partial")
     compressor = zstandard.ZstdCompressor(_LEVEL, write_checksum=True)
-    with beside.open("wb") as raw, compressor.stream_writer(raw, closefd=False) as packed:
+    with appearing(file) as raw, compressor.stream_writer(raw, closefd=False) as packed:
         yield packed  # pyright: ignore
+
+
+@contextlib.contextmanager
+def appearing(file: epath.Path) -> Iterator[IO[bytes]]:
+    """A file to write bytes into; it has its name when the block ends without an error. On gs://,
+    where nothing has a name before it is whole, it is written in its place."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if str(file).startswith("gs://"):
+        with file.open("wb") as stream:
+            yield stream
+        return
+    beside = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    with beside.open("wb") as stream:
+        yield stream
     beside.replace(file)

