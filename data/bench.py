@@ -34,7 +34,8 @@ from biomedlm_jax.pipeline.loader import Loader
 from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.pipeline.store_writer import StoreWriter
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
-from data import documents, parse, pubmed, tokenize, tokenizer
+from data import documents, parse, tokenize, tokenizer
+from data.parsing import pubmed
 
 PEERS = ("pubmed_parser", "tokenizers")
 SIZE = 8192  # of the vocabulary that is trained for the comparison

@@ -21,9 +21,10 @@ from etils import epath
 from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
-from data import card, clean, contamination, documents, parse, stages, tokenize, tokenizer
+from data import card, clean, documents, parse, stages, tokenize, tokenizer
 from data.clean import Clean
-from data.describe import Rules
+from data.cleaning import contamination
+from data.cleaning.describe import Rules
 from data.documents import MANIFEST
 from data.parse import Parse
 from data.stages import SERIAL, Runner, Step
@@ -54,15 +55,16 @@ class Build:
         """
         parse = Parse(self.input, self.folder / "work/parsed", self.heldout_per_mille)
         clean = Clean(parse.folder, self.folder / "documents", self.rules, self.benchmarks)
-        known = not isinstance(self.vocabulary, Options)
-        words = self.vocabulary if known else self.folder / "vocabulary"
-        learn = Step("vocabulary", self._once, self._learn, self.folder)
+        words, learn = self.vocabulary, []
+        if isinstance(words, Options):
+            words = self.folder / "vocabulary"
+            learn = [Step("vocabulary", self._once, self._learn, self.folder)]
         parse.list_files()
         clean.prepare()
         return [
             *parse.steps(),
             *clean.steps(),
-            *([] if known else [learn]),
+            *learn,
             *Tokenize(clean.folder, words, self.folder / "store").steps(),
             Step("card", self._once, self._describe, self.folder),
         ]

@@ -2,7 +2,7 @@
 
 Writes card.md and card.html for whoever gets the token store: what is in it, what became of
 everything that was read, and under which rules and terms. All numbers are those of the store's
-manifest, which `card_facts.py` holds against itself first; nothing but the store and the folder of
+manifest, which `cards/facts.py` holds against itself first; nothing but the store and the folder of
 documents goes in, so the same corpus has the same card, byte for byte. With --documents, the folder
 that the store was made from, it also says why things could not be read and how test items were
 found.
@@ -16,9 +16,12 @@ from etils import epath
 from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.lines import appearing
-from data import card_facts, card_numbers, card_page, card_rules
-from data.card_facts import NAMES, Facts
-from data.card_page import Section
+from data.cards import facts as card_facts
+from data.cards import numbers as card_numbers
+from data.cards import page as card_page
+from data.cards import rules as card_rules
+from data.cards.facts import NAMES, Facts
+from data.cards.page import Section
 
 MARKDOWN, PAGE = "card.md", "card.html"
 

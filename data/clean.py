@@ -7,10 +7,10 @@ too short, not English, there twice or nearly so, or what gives away the test se
     dropped.jsonl.zst     every document that is gone, and why; see `_line`
     contamination.json    which test items stand in the corpus, and where; with --benchmarks
 
-The rules are those of `describe.Rules`, `contamination.py` and `choose.py`; the last also says
-which of several stays. Steps over all cores (`stages.py`): each shard is described once, queries
-over the tables decide, the shards are copied without what is dropped. Memory holds a batch of
-documents, `tables.MEMORY` of a query, or 4 bytes for each document that has a likeness.
+The rules are those of `describe.Rules`, `contamination.py` and `choose.py` in `cleaning/`; the last
+also says which of several stays. Steps over all cores (`stages.py`): each shard is described once,
+queries over the tables decide, the shards are copied without what is dropped. Memory holds a batch
+of documents, `tables.MEMORY` of a query, or 4 bytes for each document that has a likeness.
 """
 
 import collections
@@ -28,9 +28,10 @@ from pyarrow import parquet
 from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.store import document_id
-from data import choose, contamination, describe, documents, duplicates, stages
-from data.contamination import Matcher
-from data.describe import PARTS, Rules
+from data import documents, stages
+from data.cleaning import choose, contamination, describe, duplicates
+from data.cleaning.contamination import Matcher
+from data.cleaning.describe import PARTS, Rules
 from data.documents import MANIFEST, QUARANTINE, SHARDS, Document
 from data.stages import SERIAL, Runner, Step
 
@@ -361,9 +362,6 @@ def define_flags() -> None:
     flags.DEFINE_integer("least_words", given.least_words, "Of a document.", 0)
     flags.DEFINE_float(
         "least_english", given.least_english, "Share of English function words.", 0, 1
-    )
-    flags.DEFINE_bool(
-        "translated", given.translated, "Keep English texts of journals in other languages."
     )
     flags.DEFINE_float("near", given.near, "Jaccard similarity of near duplicates.", 0.2, 1)
     flags.DEFINE_float(

@@ -25,7 +25,7 @@ from etils import epath
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.lines import compressed, lines
 from biomedlm_jax.pipeline.store import SOURCES, SPLITS, is_heldout
-from data.markup import Unreadable
+from data.parsing.markup import Unreadable
 
 MANIFEST, QUARANTINE, SHARDS = "manifest.json", "quarantine.jsonl", "shards"
 Folder = Path | epath.Path  # on a disk or gs://

@@ -35,10 +35,10 @@ from tqdm import tqdm
 
 from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
-from data import download, ncbi
-from data.download import ContentError, Record
-from data.ncbi import Remote
-from data.web import Client, FetchError, Settings
+from data.fetching import download, ncbi
+from data.fetching.download import ContentError, Record
+from data.fetching.ncbi import Remote
+from data.fetching.web import Client, FetchError, Settings
 
 CONNECTIONS, MOST_CONNECTIONS = 3, 8
 DEFAULTS = Settings()

@@ -1,13 +1,13 @@
 """NCBI's files to documents: python -m data.parse --input=DIR --output=DIR
 
-Takes whatever `sources.py` knows below --input: PubMed's citation files, PMC's articles and
+Takes whatever `parsing/sources.py` knows below --input: PubMed's citation files, PMC's articles and
 archives of them, The Pile's JSONL. Writes the folder that `documents.py` describes, for
 `clean.py`, `tokenizer.py` and `tokenize.py`.
 
 Three steps over all cores (`stages.py`): every file is read once, its documents are written and
-each is described by a row; a query over the rows decides which count (`settle.py`); these are
-copied into the folder. Memory holds one document and the rows of one file, never the corpus. What
-can not be read is set aside by name and never ends the run.
+each is described by a row; a query over the rows decides which count (`parsing/settle.py`); these
+are copied into the folder. Memory holds one document, never a file or the corpus. What can not be
+read is set aside by name and never ends the run.
 """
 
 import collections
@@ -23,10 +23,11 @@ from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.lines import compressed, lines
 from biomedlm_jax.pipeline.store import document_id
-from data import documents, jats, pile, settle, sources, stages
+from data import documents, stages
 from data.documents import Document
-from data.markup import Unreadable
-from data.pubmed import Citation, Deletion
+from data.parsing import jats, pile, settle, sources
+from data.parsing.markup import Unreadable
+from data.parsing.pubmed import Citation, Deletion
 from data.stages import SERIAL, Runner, Step
 
 HELDOUT_PER_MILLE = 20

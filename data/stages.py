@@ -300,6 +300,7 @@ def _code() -> str:
     """A hash of what makes documents and tokens: work of other code is not gone on with."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
-    for file in sorted([*here.glob("*.py"), *(here.parent / "biomedlm_jax/pipeline").glob("*.py")]):
+    places = (here, here.parent / "biomedlm_jax/pipeline")
+    for file in sorted(file for place in places for file in place.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from biomedlm_jax.entry import UserError
-from data import benchmarks, contamination, words
+from data.cleaning import benchmarks, contamination, words
 from tests.conftest import SHARED
 
 needs_real = pytest.mark.skipif(not (SHARED / "qa").is_dir(), reason=f"{SHARED}/qa is missing")

@@ -17,9 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from biomedlm_jax.pipeline.store import SPLITS
-from data import card, card_charts, card_facts, card_numbers, clean, documents, parse
-from data.card_page import Chart, Table
-from data.describe import Rules
+from data import card, clean, documents, parse
+from data.cards import charts as card_charts
+from data.cards import facts as card_facts
+from data.cards import numbers as card_numbers
+from data.cards.page import Chart, Table
+from data.cleaning.describe import Rules
 from data.tokenize import tokenize
 from tests.conftest import ROOT, SHARED, sentences
 from tests.test_card_page import unescaped
@@ -72,7 +75,7 @@ def make_corpus(folder, vocabulary):
     (folder / "tests").mkdir()
     (folder / "tests" / "test.source").write_text(f"{sentences(4, seed=9)[1]}\n{text(999)}\n")
     (folder / "tests" / f"README{SCRIPT.replace('/', '')}.md").write_text("Words.")
-    rules = Rules(least_words=5, least_english=0, translated=True)
+    rules = Rules(least_words=5, least_english=0)
     clean.clean(made.parsed, made.cleaned, rules, folder / "tests")
     tokenize(made.cleaned, vocabulary, made.store)
     return made

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from biomedlm_jax.entry import UserError
-from data import card_facts, clean, documents
+from data import clean, documents
+from data.cards import facts as card_facts
 from tests.test_card import make_corpus
 
 

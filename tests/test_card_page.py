@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import card_charts, card_page
-from data.card_charts import Stage
-from data.card_page import Section, Table, Text
+from data.cards import charts as card_charts
+from data.cards import page as card_page
+from data.cards.charts import Stage
+from data.cards.page import Section, Table, Text
 
 
 def unescaped(cell):

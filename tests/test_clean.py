@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from biomedlm_jax.entry import UserError
 from data import clean, documents
-from data.describe import Rules
+from data.cleaning.describe import Rules
 from data.documents import Document
 from tests.test_benchmarks import MEDQA, PUBMEDQA, VIGNETTE, lines
 
@@ -113,20 +113,19 @@ def test_short_and_foreign_documents_go(cleaned):
         document(7, "1 2 3.5 0 04 " * 300 + prose(draw)),  # a table's numbers do not count
     ]
     result = cleaned(found)
-    assert result.kept == ["PMID:2", "PILEA:6", "PMID:7"]
+    assert result.kept == ["PMID:2", "PMID:3", "PILEA:6", "PMID:7"]
     assert result.reasons == {
         "PMID:1": "too short",
-        "PMID:3": "not English",
         "PMID:4": "not English",
         "PILEA:5": "not English",
     }
-    assert result.manifest["counts"]["clean"] == {"kept": 3, "not English": 3, "too short": 1}
+    assert result.manifest["counts"]["clean"] == {"kept": 4, "not English": 2, "too short": 1}
     assert result.manifest["counts"]["clean pile_abstract"] == {"kept": 1, "not English": 1}
     nbytes = result.manifest["counts"]["clean bytes"]
     assert nbytes["kept"] == sum(len(one.text.encode()) for one in found if one.id in result.kept)
     assert result.manifest["cleaning"]["least_words"] == 20
     assert result.manifest["benchmarks"] is None
-    other = cleaned(found, rules=Rules(translated=True, least_words=10))
+    other = cleaned(found, rules=Rules(least_words=10))
     assert other.kept == ["PMID:1", "PMID:2", "PMID:3", "PILEA:6", "PMID:7"]
 
 

@@ -20,8 +20,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from biomedlm_jax.entry import UserError
-from data import download, fetch
-from data.web import Settings
+from data import fetch
+from data.fetching import download
+from data.fetching.web import Settings
 from tests import server as ways
 
 BASELINE = "pubmed/baseline"

@@ -4,8 +4,8 @@ import random
 
 import numpy as np
 
-from data import duplicates, words
-from data.describe import Rules
+from data.cleaning import duplicates, words
+from data.cleaning.describe import Rules
 from tests.test_clean import changed, cleaned, document, jaccard, prose, text
 
 __all__ = ["cleaned"]  # a fixture

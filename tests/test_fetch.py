@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from biomedlm_jax.entry import UserError
-from data import documents, download, fetch, ncbi, parse
-from data.web import Settings
+from data import documents, fetch, parse
+from data.fetching import download, ncbi
+from data.fetching.web import Settings
 from tests import server as ways
 from tests.conftest import ROOT
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import documents, parse, pubmed
+from data import documents, parse
+from data.parsing import pubmed
 from tests.test_jats import article
 from tests.test_parse import archive, citation, deletion
 

@@ -5,8 +5,8 @@ import io
 import lxml.etree as etree
 import pytest
 
-from data import jats, pubmed
-from data.markup import MarkupError, plain
+from data.parsing import jats, pubmed
+from data.parsing.markup import MarkupError, plain
 
 XLINK = 'xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:mml="http://www.w3.org/1998/Math/MathML"'
 CC_BY = (

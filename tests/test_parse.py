@@ -10,7 +10,8 @@ import tarfile
 import pytest
 
 from biomedlm_jax.entry import UserError
-from data import documents, parse, pubmed
+from data import documents, parse
+from data.parsing import pubmed
 from tests.conftest import SHARED
 from tests.test_jats import article
 

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from data import download
-from data.web import Client, FetchError, Settings
+from data.fetching import download
+from data.fetching.web import Client, FetchError, Settings
 from tests import server as ways
 from tests.conftest import ROOT
 from tests.test_download import BASELINE, HALF, NAME, PATH, assert_whole, ranges, run

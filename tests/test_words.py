@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data import words
+from data.cleaning import words
 
 texts = st.lists(st.text(max_size=60), max_size=6)
 

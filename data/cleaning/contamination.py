@@ -28,10 +28,10 @@ import pyarrow as pa
 from etils import epath
 
 from biomedlm_jax.pipeline.lines import appearing
-from data import benchmarks, words
-from data.benchmarks import Item
+from data.cleaning import benchmarks, words
+from data.cleaning.benchmarks import Item
+from data.cleaning.words import HashSet, Words
 from data.tables import TableWriter
-from data.words import HashSet, Words
 
 LONG, SHORT = 13, 8  # words
 COMMON = 10  # documents

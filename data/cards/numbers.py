@@ -4,11 +4,12 @@ tokens are spread. For `card.py`."""
 from typing import Any
 
 from biomedlm_jax.pipeline.store import SPLITS
-from data import card_charts, card_page
-from data.card_charts import Stage, percent, written
-from data.card_facts import ITEMS, NAMES, NO_DATE, Facts
-from data.card_page import Block, Chart, Figures, Table, Text
-from data.settle import KEPT
+from data.cards import charts as card_charts
+from data.cards import page as card_page
+from data.cards.charts import Stage, percent, written
+from data.cards.facts import ITEMS, NAMES, NO_DATE, Facts
+from data.cards.page import Block, Chart, Figures, Table, Text
+from data.parsing.settle import KEPT
 
 _YEARS = 10  # the newest, that have a row each
 _DRAWN = 100  # years, from which a drawing leaves out the ends that have hardly a token
@@ -119,10 +120,9 @@ def _cleaning(facts: Facts) -> str:
     rules, ends = facts.documents["cleaning"], facts.documents["counts"]["clean bytes"]
     gone = sum(count for end, count in ends.items() if end != KEPT)
     share = f"{100 * rules['least_english']:g}%"
-    labelled = "" if rules["translated"] else ", or PubMed says that it is in another language"
     return (
         f"Too short is under {rules['least_words']} words; not English is where under {share} of "
-        f"the words are English function words{labelled}. Cleaning took {gone:,} of "
+        f"the words are English function words. Cleaning took {gone:,} of "
         f"{sum(ends.values()):,} bytes of text."
     )
 

@@ -19,9 +19,9 @@ from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.store import SOURCES, SPLITS, TokenStore
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from data.clean import CONTAMINATION
-from data.describe import Rules
+from data.cleaning.describe import Rules
 from data.documents import MANIFEST, QUARANTINE, Folder
-from data.settle import KEPT
+from data.parsing.settle import KEPT
 
 FIELDS = ("source", "year", "language", "licence")
 ITEMS = {  # what `parse.py` counts as read of each source

@@ -21,8 +21,8 @@ from typing import Any
 import requests
 
 from biomedlm_jax.entry import UserError
-from data import web
-from data.web import Client, TransientError
+from data.fetching import web
+from data.fetching.web import Client, TransientError
 
 RECORD = ".fetched.json"
 PARTIAL = ".partial"

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import lxml.etree as etree
 
-from data.markup import SAFELY, MarkupError, Unreadable, collapse, plain, tag
+from data.parsing.markup import SAFELY, MarkupError, Unreadable, collapse, plain, tag
 
 ROOTS = ("article", "OAI-PMH", "pmc-articleset")
 LARGEST = 32 << 20  # bytes of a file; it is read as a whole, and its tree is some times larger

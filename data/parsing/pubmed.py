@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import lxml.etree as etree
 
-from data.markup import SAFELY, MarkupError, Unreadable, plain, tag
+from data.parsing.markup import SAFELY, MarkupError, Unreadable, plain, tag
 
 ROOTS = ("PubmedArticleSet", "MedlineCitationSet", "PubmedBookArticleSet")
 LARGEST = 16 << 20  # bytes of a record; the largest real ones are under 2 MB

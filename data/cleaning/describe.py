@@ -24,11 +24,11 @@ import numpy as np
 import pyarrow as pa
 from etils import epath
 
-from data import duplicates, words
-from data.contamination import LONG, Matcher
+from data.cleaning import duplicates, words
+from data.cleaning.contamination import LONG, Matcher
+from data.cleaning.words import HashSet, Words
 from data.documents import Document
 from data.tables import TableWriter, fixed
-from data.words import HashSet, Words
 
 ANCHOR = 16
 PARTS = 8  # of the anchors' tables, by the first bits; each is queried by itself
@@ -63,8 +63,6 @@ class Rules:
 
     least_words: a shorter document goes.
     least_english: share of English function words among the words that begin with no digit.
-    translated: keeps what a journal in another language has in English, such as most abstracts of
-      PubMed whose `language` is not "eng".
     near: Jaccard similarity from which two documents are near duplicates.
     contained: share of an abstract's anchors that a full text must have, and at least
       least_anchors of them.
@@ -72,28 +70,26 @@ class Rules:
 
     least_words: int = 20
     least_english: float = 0.12
-    translated: bool = False
     near: float = 0.8
     contained: float = 0.8
     least_anchors: int = 3
 
-    def verdicts(self, found: list[Document], hashed: Words) -> list[str | None]:
+    def verdicts(self, hashed: Words) -> list[str | None]:
         """Why each document is dropped for itself alone, or None.
 
-        English is what PubMed says, "eng", or where it says nothing, "und"; and in both cases only
-        what has least_english of _FUNCTION_WORDS, for labels are wrong at times and The Pile has
-        none. Of 17,610 English articles and abstracts all but one, a list of authors, have over
-        0.16 of them; of 61 abstracts in other languages none has over 0.06.
+        English is what has least_english of _FUNCTION_WORDS. PubMed's label plays no part: it is
+        the article's, and most journals in other languages have English abstracts. Of 17,610
+        English articles and abstracts all but one, a list of authors, have over 0.16 of these
+        words; of 61 abstracts in other languages none has over 0.06.
         """
         known = np.zeros(len(hashed.hashes), bool)
         known[_function_words().find(hashed.hashes)[0]] = True
         share = hashed.per_text(known) / np.maximum(hashed.per_text(hashed.lettered), 1)
         verdicts: list[str | None] = []
-        for document, count, english in zip(found, np.diff(hashed.begins), share, strict=True):
-            labelled = self.translated or document.language in ("eng", "und")
+        for count, english in zip(np.diff(hashed.begins), share, strict=True):
             if count < self.least_words:
                 verdicts.append("too short")
-            elif not labelled or english < self.least_english:
+            elif english < self.least_english:
                 verdicts.append("not English")
             else:
                 verdicts.append(None)
@@ -146,7 +142,7 @@ class _Tables:
         texts = [document.text for document in batch]
         hashed = words.hashed(texts)
         numbers = (self._shard << 32) + row + np.arange(len(batch))
-        verdicts = self._rules.verdicts(batch, hashed)
+        verdicts = self._rules.verdicts(hashed)
         fit = np.array([verdict is None for verdict in verdicts])
         long = hashed.runs(LONG)
         anchors = self._add_anchors(batch, numbers, fit, *long)

@@ -99,7 +99,7 @@ def read(folder: epath.Path) -> Benchmarks:
         for item in found:
             items[item.benchmark, item.id].append(item)
     if not items:
-        raise UserError(f"--benchmarks={folder} holds no test set; see data/benchmarks.py")
+        raise UserError(f"--benchmarks={folder} holds no test set; see data/cleaning/benchmarks.py")
     return Benchmarks(listed, dict(sorted(items.items())))
 
 
@@ -148,7 +148,8 @@ def _read(file: epath.Path, name: str) -> list[Item]:
     except _BROKEN as error:
         raise UserError(
             f"--benchmarks: {name} is damaged or of no form that is known ({error!r}); copy it "
-            "again, or move it elsewhere if it is no test set; data/benchmarks.py lists the forms"
+            "again, or move it elsewhere if it is no test set; data/cleaning/benchmarks.py lists "
+            "the forms"
         ) from error
     return found
 

@@ -4,11 +4,11 @@ stand, and by what they and their files can be known again. For `card.py`."""
 from typing import Any
 
 from biomedlm_jax.pipeline.store import SPLITS
-from data import card_page
-from data.card_charts import written
-from data.card_facts import Facts
-from data.card_page import Block, Points, Table, Text
-from data.jats import OPEN_LICENCES
+from data.cards import page as card_page
+from data.cards.charts import written
+from data.cards.facts import Facts
+from data.cards.page import Block, Points, Table, Text
+from data.parsing.jats import OPEN_LICENCES
 
 TERMS = "https://www.nlm.nih.gov/databases/download/terms_and_conditions.html"
 _FILES = 5000  # that are listed

@@ -24,10 +24,10 @@ import pyarrow as pa
 from etils import epath
 
 from data import tables
-from data.contamination import COMMON, OF_PMIDS, OF_RUNS
-from data.describe import Rules
-from data.duplicates import Groups
-from data.sketches import Sketches, pairs
+from data.cleaning.contamination import COMMON, OF_PMIDS, OF_RUNS
+from data.cleaning.describe import Rules
+from data.cleaning.duplicates import Groups
+from data.cleaning.sketches import Sketches, pairs
 from data.tables import Database, TableWriter
 
 COMMON_ANCHOR = 100

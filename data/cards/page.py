@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import lxml.etree as etree
 
-from data.card_charts import LONGEST, E, percent, written
+from data.cards.charts import LONGEST, E, percent, written
 
 _WORD = 24  # letters, from which a word is long
 
@@ -47,7 +47,7 @@ class Table(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """On the page only; a table beside it has its numbers. drawing: of `card_charts.py`."""
+    """On the page only; a table beside it has its numbers. drawing: of `cards/charts.py`."""
 
     drawing: Any
     caption: str

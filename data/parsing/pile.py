@@ -16,7 +16,7 @@ from typing import IO
 
 import zstandard
 
-from data.markup import Unreadable
+from data.parsing.markup import Unreadable
 
 SETS = {"PubMed Abstracts": "pile_abstract", "PubMed Central": "pile_full_text"}
 LONGEST = 64 << 20  # bytes of a line

@@ -22,10 +22,10 @@ from etils import epath
 
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.lines import Unpacked
-from data import jats, pile, pubmed
-from data.jats import Article
-from data.markup import SAFELY, Unreadable, tag
-from data.pubmed import Citation, Deletion
+from data.parsing import jats, pile, pubmed
+from data.parsing.jats import Article
+from data.parsing.markup import SAFELY, Unreadable, tag
+from data.parsing.pubmed import Citation, Deletion
 
 Item = Citation | Deletion | Article | pile.Piece | pile.Other | Unreadable
 DAMAGE = (OSError, EOFError, zlib.error, tarfile.TarError, zstandard.ZstdError)  # while reading

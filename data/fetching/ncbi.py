@@ -21,9 +21,9 @@ import lxml.etree as etree
 import lxml.html
 
 from biomedlm_jax.entry import UserError
-from data import jats, pubmed
-from data.download import ContentError
-from data.web import Client, FetchError
+from data.fetching.download import ContentError
+from data.fetching.web import Client, FetchError
+from data.parsing import jats, pubmed
 
 MIRROR = "https://ftp.ncbi.nlm.nih.gov"
 SOURCES = ("pubmed", "pubmed_updates", "pmc_oa")

@@ -13,7 +13,7 @@ import pyarrow as pa
 from etils import epath
 from pyarrow import parquet
 
-from data import duplicates
+from data.cleaning import duplicates
 
 _PAIRS = 1 << 13  # at a time: at 4 KB a page the mapped rows take 64 MB
 _ROWS = 1 << 13  # at a time, for the same reason
