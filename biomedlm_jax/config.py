@@ -76,6 +76,8 @@ class Model:
 class Data:
     store: str  # folder written by `python -m data.tokenize`
     batch: int  # sequences in a step, over all devices
+    separators: bool  # the token that ends a document stays between documents, and is learned
+    segment_ids: bool  # a token attends to its own document alone; positions run on all the same
 
     def __post_init__(self) -> None:
         _positive(self, "data", "batch")

@@ -33,7 +33,7 @@ ROWS_PER_DEVICE = 8
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    nats: float  # negative log-likelihood of all labels, those that end a document included
+    nats: float  # negative log-likelihood of all labels
     labels: int
     bytes: int  # of UTF-8 that the labels stand for; the end of a document stands for none
 
@@ -66,19 +66,37 @@ def score(
 ) -> Score:
     """The score of `params` on a split of at least 2 tokens, or on its first `batches` batches.
 
+    The labels are those of training: the ends of documents where config.data.separators has them
+    learned, and with config.data.segment_ids no first token of a document.
+
     evaluate: from `step.eval_step`.
     rows: windows in a batch, over all devices.
+
+    Raises:
+      UserError: nothing is a label.
     """
     sharding = NamedSharding(mesh, spec("bt", IN_USE))
     sizes = Vocabulary(store.vocabulary_path).token_bytes()
-    length = experiment.model.context
-    windows = itertools.islice(held_out(store, batch=rows, length=length), batches)
-    total = -(-(store.tokens - 1) // ((length - 1) * rows))
+    length, data = experiment.model.context, experiment.data
+    windows = held_out(
+        store,
+        batch=rows,
+        length=length,
+        separators=data.separators,
+        segment_ids=data.segment_ids,
+    )
+    total = -(-(store.length(data.separators) - 1) // ((length - 1) * rows))
     nats, labels, nbytes = 0.0, 0, 0
-    for tokens, real in tqdm(windows, total=total, desc="held out", disable=not progress):
-        nats += float(evaluate(params, *jax.device_put((tokens, real), sharding)))
-        labels += int(real.sum())
-        nbytes += int(sizes[tokens[:, 1:]][real].sum())
+    some = itertools.islice(windows, batches)
+    for window in tqdm(some, total=total, desc="held out", disable=not progress):
+        nats += float(evaluate(params, *jax.device_put(window, sharding)))
+        labels += int(window.real.sum())
+        nbytes += int(sizes[window.tokens[:, 1:]][window.real].sum())
+    if not nbytes:
+        raise UserError(
+            f"{store.path} has no held-out document of two tokens of text, so there is nothing to "
+            "score; build it from a larger corpus, or set config.run.eval_every=0"
+        )
     return Score(nats, labels, nbytes)
 
 
@@ -110,7 +128,7 @@ def main(workdir: Path, moved: str | None = None) -> None:
         )
     store, train = (TokenStore(path, split) for split in ("heldout", "train"))
     claim.check(workdir, train)
-    if store.tokens < 2:
+    if store.length(claim.experiment.data.separators) < 2:
         raise UserError(f"{store.path} has no held-out documents, so there is nothing to score")
     experiment, params, done = checkpoint.load(workdir)
     # All devices that are here, whatever mesh the run had, and a batch that suits them.

@@ -1,8 +1,12 @@
-"""What training makes small: the mean negative log-likelihood of the next token, in nats."""
+"""What training makes small: the mean negative log-likelihood of the next token, in nats.
+
+Where a token sees its own document alone, the first token of a document is nobody's next token:
+what comes before it is another document. It does not count.
+"""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from biomedlm_jax.layout import IN_USE
 from biomedlm_jax.model.layers import first_row
@@ -32,3 +36,8 @@ def next_token(
     found = jnp.take_along_axis(logits, jnp.where(here, row, 0)[..., None], axis=-1)[..., 0]
     label_logit = jax.lax.psum(jnp.where(here, found, 0.0), SPLIT)
     return jnp.log(total) + top - label_logit
+
+
+def continues(segments: Int[Array, "B T"]) -> Bool[Array, "B T-1"]:
+    """Which labels are of the same document as the token before them; the others do not count."""
+    return segments[:, 1:] == segments[:, :-1]

@@ -22,7 +22,7 @@ from biomedlm_jax.config import Experiment
 from biomedlm_jax.kernels.dropout import Seed, step_seed
 from biomedlm_jax.layout import BATCH, IN_USE, spec
 from biomedlm_jax.model import gpt
-from biomedlm_jax.objective import next_token
+from biomedlm_jax.objective import continues, next_token
 from biomedlm_jax.optimizer import adamw, clip, global_norm, mesh_axes, schedule
 
 BATCH_SPEC = spec("bt", IN_USE)
@@ -58,20 +58,27 @@ def init(experiment: Experiment) -> State:
 
 
 def train_step(experiment: Experiment, mesh: Mesh) -> Callable:
-    """Returns step(state, tokens [B, T]) -> (state, metrics).
+    """Returns step(state, tokens [B, T], segments [B, T] | None) -> (state, metrics).
 
-    loss: mean over all B * (T - 1) labels of the batch, nats.
+    segments: with config.data.segment_ids, which document of its row each token is of.
+    loss: mean over all labels of the batch that count, in nats: B * (T - 1), or with segments those
+      of the same document as the token before them.
     grad_norm: before clipping. param_norm: after the update.
     """
     graph, specs, tx = gpt.graph(experiment.model), state_specs(experiment), adamw(experiment)
     rate = schedule(experiment)
 
-    def step(state: State, tokens: Int[Array, "B T"]) -> tuple[State, dict]:
+    def local(
+        state: State, tokens: Int[Array, "B T"], segments: Int[Array, "B T"] | None
+    ) -> tuple[State, dict]:
         seed = step_seed(experiment.run.seed, state.step)
-        labels = math.prod(mesh.shape[axis] for axis in BATCH) * tokens[:, 1:].size
+        if segments is None:
+            labels = math.prod(mesh.shape[axis] for axis in BATCH) * tokens[:, 1:].size
+        else:  # a batch of nothing but first tokens has no label, and no loss
+            labels = jnp.maximum(jax.lax.psum(continues(segments).sum(), BATCH), 1)
 
         def mean_loss(params: dict) -> Float[Array, ""]:
-            return losses(experiment, graph, params, tokens, seed).sum() / labels
+            return losses(experiment, graph, params, tokens, segments, seed).sum() / labels
 
         loss, grads = gradients(mean_loss, state.params, specs.params)
         norm = global_norm(grads, specs.params)
@@ -86,36 +93,51 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Callable:
         }
         return State(state.step + 1, params, opt_state), metrics
 
-    sharded = jax.shard_map(
-        step, mesh=mesh, in_specs=(specs, BATCH_SPEC), out_specs=(specs, PartitionSpec())
-    )
-    return jax.jit(sharded, donate_argnums=0)
+    in_specs = (specs, BATCH_SPEC, BATCH_SPEC)
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=(specs, PartitionSpec()))
+
+    def step(
+        state: State, tokens: Int[Array, "B T"], segments: Int[Array, "B T"] | None = None
+    ) -> tuple[State, dict]:
+        return sharded(state, tokens, segments)
+
+    return jax.jit(step, donate_argnums=0)
 
 
 def eval_step(experiment: Experiment, mesh: Mesh) -> Callable:
-    """Returns evaluate(params, tokens [B, T], real [B, T - 1]) -> nats summed over real labels."""
+    """Returns evaluate(params, tokens [B, T], segments [B, T] | None, real [B, T - 1]) -> nats
+    summed over the labels that are real and count."""
     graph = gpt.graph(experiment.model)
 
     def evaluate(
-        params: dict, tokens: Int[Array, "B T"], real: Bool[Array, "B T-1"]
+        params: dict,
+        tokens: Int[Array, "B T"],
+        segments: Int[Array, "B T"] | None,
+        real: Bool[Array, "B T-1"],
     ) -> Float[Array, ""]:
-        nats = losses(experiment, graph, params, tokens, None)
+        nats = losses(experiment, graph, params, tokens, segments, None)
         return jax.lax.psum(jnp.where(real, nats, 0.0).sum(), BATCH)
 
-    in_specs = (gpt.specs(experiment.model), BATCH_SPEC, BATCH_SPEC)
+    in_specs = (gpt.specs(experiment.model), BATCH_SPEC, BATCH_SPEC, BATCH_SPEC)
     return jax.jit(jax.shard_map(evaluate, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec()))
 
 
 def forward(experiment: Experiment, mesh: Mesh) -> Callable:
-    """Returns forward(params, tokens [B, T]) -> float32 logits [B, T, model.vocab], no dropout."""
+    """Returns forward(params, tokens [B, T], segments [B, T] | None) -> float32 logits
+    [B, T, model.vocab], no dropout."""
     graph = gpt.graph(experiment.model)
 
-    def local(params: dict, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-        return nnx.merge(graph, params)(tokens)
+    def local(
+        params: dict, tokens: Int[Array, "B T"], segments: Int[Array, "B T"] | None
+    ) -> Float[Array, "B T V"]:
+        return nnx.merge(graph, params)(tokens, segments)
 
-    in_specs = (gpt.specs(experiment.model), BATCH_SPEC)
+    in_specs = (gpt.specs(experiment.model), BATCH_SPEC, BATCH_SPEC)
     whole = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=spec("btv", IN_USE))
-    return jax.jit(lambda params, tokens: whole(params, tokens)[..., : experiment.model.vocab])
+    vocab = experiment.model.vocab
+    return jax.jit(
+        lambda params, tokens, segments=None: whole(params, tokens, segments)[..., :vocab]
+    )
 
 
 def losses(
@@ -123,13 +145,16 @@ def losses(
     graph: nnx.GraphDef,
     params: dict,
     tokens: Int[Array, "B T"],
+    segments: Int[Array, "B T"] | None,
     seed: Seed | None,
 ) -> Float[Array, "B T-1"]:
-    """Nats of each label on this device's rows. Strict promotion: no float32 slips into bfloat16
-    work unseen."""
+    """Nats of each label on this device's rows, 0 for one that does not count. Strict promotion:
+    no float32 slips into bfloat16 work unseen."""
+    assert (segments is not None) == experiment.data.segment_ids
     with jax.numpy_dtype_promotion("strict"):
-        logits = nnx.merge(graph, params)(tokens, seed)
-    return next_token(logits, tokens, vocab=experiment.model.vocab)
+        logits = nnx.merge(graph, params)(tokens, segments, seed)
+    nats = next_token(logits, tokens, vocab=experiment.model.vocab)
+    return nats if segments is None else jnp.where(continues(segments), nats, 0.0)
 
 
 def gradients(loss_fn: Callable, params: dict, specs: dict) -> tuple[Float[Array, ""], dict]:

@@ -37,6 +37,8 @@ def fit(experiment: Experiment, workdir: Path) -> State:
             store,
             batch=experiment.data.batch,
             length=model.context,
+            separators=experiment.data.separators,
+            segment_ids=experiment.data.segment_ids,
             seed=run.seed,
             sharding=NamedSharding(mesh, steps.BATCH_SPEC),
         )
@@ -56,7 +58,7 @@ def fit(experiment: Experiment, workdir: Path) -> State:
         # ---- Loop: the order evaluate, save, next batch, step is part of the contract ------
         train_step = steps.train_step(experiment, mesh)
         writer = stack.enter_context(closing(Writer(workdir, experiment, first)))
-        batches = loader.batches(first, run.steps)
+        batches = stack.enter_context(closing(loader.batches(first, run.steps)))
         pending = None  # the metrics of the last step are read while the next one is under way
 
         for done in range(first, run.steps + 1):
@@ -73,7 +75,7 @@ def fit(experiment: Experiment, workdir: Path) -> State:
                 break
 
             batch = next(batches)  # after the save, so that a restart sees this batch too
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, *batch)
             report(writer, pending)
             pending = (done + 1, metrics)
 
@@ -117,7 +119,7 @@ def held_out_score(
       UserError: there is no held-out text.
     """
     store = TokenStore(experiment.data.store, "heldout")
-    if store.tokens < 2:
+    if store.length(experiment.data.separators) < 2:
         raise UserError(
             f"config.data.store={store.path} has no held-out documents; build it with a larger "
             "--heldout_per_mille, or set config.run.eval_every=0"

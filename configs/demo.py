@@ -26,7 +26,12 @@ def get_config() -> ConfigDict:
         remat="none",
         attention="auto",
     )
-    config.data = dict(store="runs/demo/store", batch=32)
+    config.data = dict(
+        store="runs/demo/store",
+        batch=32,
+        separators=True,  # so that it learns where a text ends, and sampling stops there
+        segment_ids=False,
+    )
     config.mesh = dict(data=2, fsdp=2, model=2)
     config.optimizer = dict(
         peak_lr=3e-3,

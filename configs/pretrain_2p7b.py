@@ -31,7 +31,15 @@ def get_config() -> ConfigDict:
         remat="named",
         attention="auto",
     )
-    config.data = dict(store="runs/pubmed/store", batch=1024)
+    config.data = dict(
+        store="runs/pubmed/store",
+        batch=1024,
+        # llm/data_pubmed.py of the same pull request, since 2022-10-19: documents are joined with
+        # no token between them, and attention is not masked where they meet. That the published
+        # run read its text so is inferred: the final YAMLs stand beside it.
+        separators=False,
+        segment_ids=False,
+    )
     config.mesh = dict(data=-1, fsdp=16, model=1)
     config.optimizer = dict(
         peak_lr=1.6e-4,

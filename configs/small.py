@@ -25,7 +25,12 @@ def get_config() -> ConfigDict:
         remat="none",
         attention="auto",
     )
-    config.data = dict(store="runs/small/store", batch=8)
+    config.data = dict(
+        store="runs/small/store",
+        batch=8,
+        separators=True,  # so that it learns where a text ends, and sampling stops there
+        segment_ids=False,
+    )
     config.mesh = dict(data=2, fsdp=1, model=1)
     config.optimizer = dict(
         peak_lr=2e-3,

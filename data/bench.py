@@ -40,6 +40,7 @@ from data.parsing import pubmed
 PEERS = ("pubmed_parser", "tokenizers")
 SIZE = 8192  # of the vocabulary that is trained for the comparison
 TOKENS = 100_000_000  # of the store that the loader is measured on: beyond the processor's caches
+DOCUMENT = 2000  # tokens, as the mean of abstracts and articles together
 BATCH, LENGTH = 256, 1024
 
 
@@ -132,31 +133,45 @@ def loading(made: Path, rounds: int) -> dict[str, float | str]:
     draw = np.random.default_rng(0)
 
     def rows() -> Iterator[tuple[str, np.ndarray, str, str, int]]:
-        for number in range(TOKENS // 1_000_000):
-            tokens = draw.integers(2, vocabulary.size, 1_000_000)
+        for number in range(TOKENS // DOCUMENT):
+            tokens = draw.integers(2, vocabulary.size, DOCUMENT)
             tokens[-1] = vocabulary.eos_id
+            tokens[:-1][tokens[:-1] == vocabulary.eos_id] = 2
             yield "train", tokens, f"PMID:{number + 1}", "abstract", len(tokens)
 
     StoreWriter.of(folder, folder / "work", vocabulary).write_all(rows())
     sharding = NamedSharding(Mesh(jax.devices()[:1], ("data",)), PartitionSpec("data"))
 
-    def opened() -> Loader:
-        store = TokenStore(folder, "train")
-        return Loader(store, batch=BATCH, length=LENGTH, seed=17, sharding=sharding)
+    def opened(separators: bool) -> Loader:
+        return Loader(
+            TokenStore(folder, "train"),
+            batch=BATCH,
+            length=LENGTH,
+            separators=separators,
+            segment_ids=not separators,
+            seed=17,
+            sharding=sharding,
+        )
 
     def first(step: int) -> None:
-        opened().batch(step).block_until_ready()
+        jax.block_until_ready(opened(True).batch(step))
 
     steps = TOKENS // (BATCH * LENGTH) // 2
 
-    def half_an_epoch() -> None:
-        for batch in opened().batches(0, steps):
-            batch.block_until_ready()
+    def half_an_epoch(separators: bool) -> None:
+        for batch in opened(separators).batches(0, steps):
+            jax.block_until_ready(batch)
 
-    seconds = [_seconds(half_an_epoch, time.perf_counter) for _ in range(rounds)]
+    plain, segmented = (
+        statistics.median(
+            _seconds(lambda: half_an_epoch(separators), time.perf_counter) for _ in range(rounds)
+        )
+        for separators in (True, False)
+    )
     early, late = _taking_turns(lambda: first(0), lambda: first(1_000_000), 20, time.perf_counter)
     return {
-        "tokens_per_second": steps * BATCH * LENGTH / statistics.median(seconds),
+        "tokens_per_second": steps * BATCH * LENGTH / plain,
+        "tokens_per_second_without_separators_with_segment_ids": steps * BATCH * LENGTH / segmented,
         "first_batch_at_0_ms": early * 1e3,
         "first_batch_at_1000000_ms": late * 1e3,
         "ratio": late / early,

@@ -45,6 +45,8 @@ def test_build_is_the_inverse_of_asdict():
         ("run", "save_every", -1, r"config\.run\.save_every=-1 is not 0 or more"),
         ("optimizer", "warmup_steps", 10, r"warmup_steps=10 leaves nothing of config\.run\.steps"),
         ("run", "steps", True, r"config\.run\.steps=True is not of type int"),
+        ("data", "separators", 1, r"config\.data\.separators=1 is not of type bool"),
+        ("data", "segment_id", True, r"data\.segment_id is no setting; did you mean segment_ids"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(section, name, value, message):
@@ -90,9 +92,12 @@ def test_a_config_that_is_no_file_is_refused():
 
 def test_differences_are_those_that_change_what_is_learned():
     other = changed(TINY, model__dropout=0.2, mesh__fsdp=2, run__log_every=7, data__batch=16)
+    other = changed(other, data__separators=False, data__segment_ids=True)
     assert differences(other, TINY) == [
         "config.model.dropout: 0.1 before, 0.2 now",
         "config.data.batch: 8 before, 16 now",
+        "config.data.separators: True before, False now",
+        "config.data.segment_ids: False before, True now",
     ]
 
 
@@ -101,7 +106,9 @@ def test_differences_are_those_that_change_what_is_learned():
     [("2p7b", 2_594_247_680), ("1b", 1_269_878_784), ("125m", 108_034_560)],
 )
 def test_published_sizes(name, parameters):
-    model = build(Experiment, config_file(ROOT / f"configs/pretrain_{name}.py")).model
+    experiment = build(Experiment, config_file(ROOT / f"configs/pretrain_{name}.py"))
+    model, data = experiment.model, experiment.data
+    assert (data.separators, data.segment_ids) == (False, False)  # as the authors' last loader
     assert isinstance(model, Model)
     assert model.parameters == parameters
     assert model.padded_vocab == 28_928

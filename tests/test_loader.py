@@ -2,17 +2,22 @@
 
 import itertools
 import shutil
+import threading
 
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from etils import epath
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.pipeline.loader import Loader, blocks_of, held_out, shuffled
+from biomedlm_jax.pipeline import store as store_format
+from biomedlm_jax.pipeline.loader import Batch, Loader, blocks_of, held_out, shuffled
 from biomedlm_jax.pipeline.store import TokenStore
+from biomedlm_jax.pipeline.store_writer import StoreWriter
+from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from biomedlm_jax.step import BATCH_SPEC
 from tests.conftest import TINY, on
 
@@ -20,10 +25,32 @@ LENGTH = 32
 GOLDEN_ORDER = [8, 10, 0, 11, 4, 9, 5, 2, 1, 3, 6, 7]
 
 
-def loader(store, *, batch=8, seed=17, mesh=(1, 1, 1), length=LENGTH):
-    sharding = NamedSharding(on(TINY, *mesh)[1], BATCH_SPEC)
-    split = TokenStore(store, "train")
-    return Loader(split, batch=batch, length=length, seed=seed, sharding=sharding)
+FORMS = list(itertools.product([True, False], repeat=2))  # separators, segment_ids
+
+
+def loader(
+    store,
+    *,
+    batch=8,
+    seed=17,
+    mesh=(1, 1, 1),
+    length=LENGTH,
+    separators=True,
+    segment_ids=False,
+):
+    return Loader(
+        TokenStore(store, "train"),
+        batch=batch,
+        length=length,
+        separators=separators,
+        segment_ids=segment_ids,
+        seed=seed,
+        sharding=NamedSharding(on(TINY, *mesh)[1], BATCH_SPEC),
+    )
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    return all((x is None and y is None) or np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**63), st.integers(0, 1000))
@@ -73,24 +100,145 @@ def test_batches_are_the_store_and_do_not_depend_on_the_mesh(store):
     split = TokenStore(store, "train")
     for step in (0, 3, 1_000_000):
         expected = split.read(one.starts(step), LENGTH)
-        assert np.array_equal(one.batch(step), expected)
-        assert np.array_equal(eight.batch(step), expected)
-        assert eight.batch(step).sharding.spec == BATCH_SPEC
+        assert np.array_equal(one.batch(step).tokens, expected)
+        assert np.array_equal(eight.batch(step).tokens, expected)
+        assert eight.batch(step).tokens.sharding.spec == BATCH_SPEC
+        assert eight.batch(step).segments is None
 
 
-def test_going_on_gives_what_going_through_gave(store):
-    through = [np.asarray(batch) for batch in loader(store).batches(0, 9)]
-    on_again = [np.asarray(batch) for batch in loader(store).batches(4, 9)]
+@pytest.mark.parametrize(("separators", "segment_ids"), FORMS)
+def test_going_on_gives_what_going_through_gave(store, separators, segment_ids):
+    form = dict(separators=separators, segment_ids=segment_ids)
+    through = list(loader(store, **form).batches(0, 9))
+    on_again = list(loader(store, mesh=(2, 2, 2), **form).batches(4, 9))
     assert len(through) == 9
-    assert all(np.array_equal(a, b) for a, b in zip(through[4:], on_again, strict=True))
+    assert all(equal(a, b) for a, b in zip(through[4:], on_again, strict=True))
+    assert not equal(through[0], through[1])
+    assert list(loader(store, **form).batches(9, 9)) == []
 
 
+def write(folder, lengths) -> list[list[int]]:
+    """A store of documents with that many tokens before their end; their tokens, no two alike as
+    far as there are."""
+    numbers = itertools.cycle(range(2, TINY.model.vocab))
+    documents = [[next(numbers) for _ in range(length)] for length in lengths]
+    model = Vocabulary(folder / "sentencepiece.model")
+    rows = (
+        (split, np.array([*document, model.eos_id]), f"PMC:{number + 1}", "full_text", 10)
+        for split in store_format.SPLITS
+        for number, document in enumerate(documents)
+    )
+    place = epath.Path(folder / "store")
+    StoreWriter.of(place, place / "work", model).write_all(rows)
+    return documents
+
+
+def packed(documents, separators) -> tuple[list[int], list[int]]:
+    """The stream of tokens, slowly, and the document that each is of."""
+    tokens, owners = [], []
+    for number, document in enumerate(documents):
+        for token in [*document, 1] if separators else document:
+            tokens.append(token)
+            owners.append(number)
+    return tokens, owners
+
+
+def check(folder, documents, separators, segment_ids, length, batch=4):
+    """Every batch of an epoch and more, and all of the held-out split, against `packed`."""
+    tokens, owners = packed(documents, separators)
+    form = dict(separators=separators, segment_ids=segment_ids)
+    if len(tokens) < length:
+        with pytest.raises(UserError, match=f"has {len(tokens)} training tokens, less than one"):
+            loader(folder, batch=batch, length=length, **form)
+    else:
+        made = loader(folder, batch=batch, length=length, **form)
+        assert made.blocks == len(tokens) // length
+        for step in range(made.blocks // batch + 2):
+            found = made.batch(step)
+            _, blocks = blocks_of(step, batch=batch, blocks=made.blocks, seed=17)
+            for row, block in enumerate(blocks.tolist()):
+                here = slice(block * length, (block + 1) * length)
+                assert found.tokens[row].tolist() == tokens[here]
+                if segment_ids:
+                    first = owners[here][0]
+                    assert found.segments[row].tolist() == [n - first for n in owners[here]]
+            assert (found.segments is None) == (not segment_ids)
+    split = TokenStore(folder, "heldout")
+    labels = []
+    for window in held_out(split, batch=batch, length=length, **form):
+        assert window.tokens.shape == (batch, length)
+        labels += window.tokens[:, 1:][window.real].tolist()
+        if segment_ids:
+            assert (np.diff(window.segments) >= 0).all()
+        else:
+            assert window.segments is None
+    scored = [t > 0 and (not segment_ids or owners[t] == owners[t - 1]) for t in range(len(tokens))]
+    assert labels == [token for token, real in zip(tokens, scored, strict=True) if real]
+
+
+@settings(max_examples=30)
+@given(
+    lengths=st.lists(st.integers(0, 3) | st.integers(0, 40), min_size=1, max_size=60),
+    length=st.integers(2, 50),
+)
+def test_batches_are_documents_packed_by_hand(lengths, length, vocabulary, tmp_path_factory):
+    """Documents of no token and of one among them, a table in pieces of four, all four forms."""
+    folder = tmp_path_factory.mktemp("packed")
+    shutil.copy(vocabulary, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_format, "DOCUMENT_PIECE", 4)
+        patch.setattr(store_format, "DOCUMENT_SHARD", 16)
+        documents = write(folder, lengths)
+        for separators, segment_ids in FORMS:
+            check(folder / "store", documents, separators, segment_ids, length)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def many(vocabulary, tmp_path_factory):
+    """A store of 20,000 documents, whose table has three pieces."""
+    folder = tmp_path_factory.mktemp("many")
+    shutil.copy(vocabulary, folder)
+    lengths = np.random.default_rng(0).integers(0, 12, 20_000)
+    assert len(lengths) > 2 * store_format.DOCUMENT_PIECE
+    return folder / "store", write(folder, lengths.tolist())
+
+
+@pytest.mark.parametrize(("separators", "segment_ids"), FORMS)
+def test_a_table_of_several_pieces(many, separators, segment_ids):
+    check(*many, separators, segment_ids, length=1000)
+
+
+@pytest.mark.parametrize("separators", [True, False])
+def test_training_never_reads_the_whole_table(many, separators, monkeypatch):
+    """Nor any of it, where nobody has to know where documents lie."""
+    made = loader(many[0], separators=separators, length=64)
+    table, read = made.store._table, []
+
+    class Watched:
+        def __getitem__(self, place):
+            read.append(place[0])
+            return table[place]
+
+    monkeypatch.setattr(made.store, "_table", Watched())
+    made.batch(123)
+    assert "documents" not in vars(made.store)
+    assert (len(read) == 0) == separators
+    piece = store_format.DOCUMENT_PIECE
+    assert all(place.stop - place.start <= piece for place in read)
+    assert len({(place.start, place.stop) for place in read}) == len(read)
+
+
+@pytest.mark.parametrize(("separators", "segment_ids"), FORMS)
 @pytest.mark.parametrize(("batch", "length"), [(1, 2), (3, 7), (8, 32), (2, 5000)])
-def test_held_out_windows_label_every_token_once(store, batch, length):
+def test_held_out_windows_label_every_token_once(store, batch, length, separators, segment_ids):
     split = TokenStore(store, "heldout")
-    labels = [tokens[:, 1:][real] for tokens, real in held_out(split, batch=batch, length=length)]
-    whole = split.read(np.array([0]), split.tokens)[0]
-    assert np.array_equal(np.concatenate(labels), whole[1:])
+    form = dict(separators=separators, segment_ids=segment_ids)
+    windows = held_out(split, batch=batch, length=length, **form)
+    labels = [window.tokens[:, 1:][window.real] for window in windows]
+    whole, documents = split.windows(np.array([0]), split.length(separators), separators)
+    scored = np.diff(documents[0]) == 0 if segment_ids else slice(None)
+    assert np.array_equal(np.concatenate(labels), whole[0, 1:][scored])
 
 
 def test_a_corpus_smaller_than_a_block_is_refused(make_store):
@@ -107,6 +255,42 @@ def test_a_damaged_store_is_an_error_and_never_a_batch(store, tmp_path):
     shard.write_bytes(content)
     with pytest.raises(UserError, match="can not be read, copy the store again"):
         next(batches)
+
+
+def threads() -> int:
+    return sum(thread.name.startswith("loader") for thread in threading.enumerate())
+
+
+def test_the_thread_ends_with_its_reader(store):
+    """When all was read, when the reader stops early, and when it was never begun."""
+    made = loader(store)
+    assert len(list(made.batches(0, 3))) == 3
+    assert threads() == 0
+    early = made.batches(0, 1000)
+    next(early)
+    assert threads() == 1
+    early.close()
+    assert threads() == 0
+    made.batches(0, 1000).close()
+    assert threads() == 0
+
+
+def test_an_error_in_the_thread_comes_when_its_batch_is_due(store, monkeypatch):
+    made, whole = loader(store), Loader.batch
+
+    def broken(self, step):
+        if step == 2:
+            raise UserError("a shard is damaged")
+        return whole(self, step)
+
+    monkeypatch.setattr(Loader, "batch", broken)
+    batches = made.batches(0, 5)
+    assert equal(next(batches), whole(made, 0))
+    assert equal(next(batches), whole(made, 1))
+    with pytest.raises(UserError, match="a shard is damaged"):
+        next(batches)
+    assert threads() == 0
+    assert next(batches, None) is None
 
 
 @pytest.mark.parametrize("size", [1000, 4096, 34_567])

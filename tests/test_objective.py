@@ -8,6 +8,7 @@ import pytest
 
 from biomedlm_jax import step
 from biomedlm_jax.model import gpt
+from biomedlm_jax.objective import continues
 from tests.conftest import TINY, changed, on, put, random_tokens, started
 
 
@@ -20,8 +21,16 @@ def test_nats_are_those_of_a_softmax_over_the_real_vocabulary(mesh):
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     nats = -np.take_along_axis(log_p[:, :-1], tokens[:, 1:, None], -1)[..., 0]
     real = np.random.default_rng(0).random(nats.shape) < 0.5
-    found = step.eval_step(experiment, devices)(params, put(tokens, devices), put(real, devices))
+    found = step.eval_step(experiment, devices)(
+        params, put(tokens, devices), None, put(real, devices)
+    )
     assert float(found) == pytest.approx(nats[real].sum(), rel=1e-6)
+
+
+def test_a_label_continues_the_document_of_the_token_before_it():
+    segments = np.array([[0, 0, 1, 1, 1], [0, 1, 3, 3, 4], [0, 0, 0, 0, 0]])
+    expected = [[1, 0, 1, 1], [0, 0, 1, 0], [1, 1, 1, 1]]
+    assert continues(jax.numpy.asarray(segments)).tolist() == np.array(expected, bool).tolist()
 
 
 @pytest.mark.parametrize(("width", "vocab"), [(128, 2048), (768, 28_896), (2560, 28_896)])
@@ -37,7 +46,9 @@ def test_the_first_loss_is_that_of_gpt2(width, vocab):
     params = jax.jit(lambda: gpt.init(experiment.model, jax.random.key(0)))()
     tokens = random_tokens(experiment)
     real = np.ones((4, 63), bool)
-    nats = step.eval_step(experiment, devices)(params, put(tokens, devices), put(real, devices))
+    nats = step.eval_step(experiment, devices)(
+        params, put(tokens, devices), None, put(real, devices)
+    )
     expected = math.log(vocab) + width * 0.02**2 / 2
     assert float(nats) / real.size == pytest.approx(expected, rel=0.01)
 

@@ -91,12 +91,30 @@ def test_the_division_by_layer_matters(params, tokens, peer):
     assert np.abs(np.asarray(ours) - plain).max() > 1e-2
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)], ids=str)
-def test_loss_gradients_and_one_update(mesh, params, tokens, peer):
-    experiment, devices = on(EXPERIMENT, *mesh)
+def masked(segments):
+    """What `transformers` takes for documents that do not see each other: zeros and -inf to add to
+    the scores, and which labels to leave out."""
+    same = segments[:, :, None] == segments[:, None, :]
+    allowed = same & np.tril(np.ones(same.shape[1:], bool))
+    first = np.diff(segments, axis=1, prepend=-1) > 0
+    scores = torch.where(torch.tensor(allowed), 0.0, -torch.inf)
+    return scores[:, None], torch.tensor(first)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "packed"), [((1, 1, 1), False), ((2, 2, 2), False), ((2, 2, 2), True)], ids=str
+)
+def test_loss_gradients_and_one_update(mesh, packed, params, tokens, peer):
+    experiment, devices = on(changed(EXPERIMENT, data__segment_ids=packed), *mesh)
     chosen = experiment.optimizer
     ids = torch.tensor(tokens, dtype=torch.long)
-    loss = peer(ids, labels=ids).loss
+    if packed:
+        begins = np.random.default_rng(2).random(tokens.shape) < 0.2
+        segments = np.cumsum(begins, axis=1, dtype=np.int32)
+        mask, first = masked(segments)
+        loss = peer(ids, attention_mask=mask, labels=torch.where(first, -100, ids)).loss
+    else:
+        segments, loss = None, peer(ids, labels=ids).loss
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(peer.parameters(), chosen.clip_norm)
     gradients = theirs(peer, "grad")
@@ -109,7 +127,7 @@ def test_loss_gradients_and_one_update(mesh, params, tokens, peer):
     ).step()
 
     state = state_of(params, devices)
-    state, metrics = step.train_step(experiment, devices)(state, put(tokens, devices))
+    state, metrics = step.train_step(experiment, devices)(state, tokens, segments)
     assert float(metrics["loss"]) == pytest.approx(loss.item(), abs=1e-5)
     assert float(metrics["grad_norm"]) == pytest.approx(norm.item(), rel=1e-5)
     assert norm > chosen.clip_norm

@@ -1,5 +1,6 @@
 """One model on every mesh: the same losses, the same shapes, nothing large needed to know them."""
 
+import itertools
 import math
 
 import jax
@@ -16,13 +17,27 @@ from tests.test_config import config_file
 MESHES = [(8, 1, 1), (1, 8, 1), (4, 1, 2), (1, 4, 2), (2, 1, 4), (1, 2, 4), (2, 2, 2)]
 
 
+PACKED = changed(TINY, data__segment_ids=True)
+
+
+def random_segments(seed: int) -> np.ndarray:
+    """Rows of one document, of a few, and of a token each, so that devices count other labels."""
+    draw = np.random.default_rng(seed)
+    rows = TINY.data.batch
+    begins = draw.random((rows, TINY.model.context)) < np.linspace(0, 1, rows)[:, None] ** 2
+    return np.cumsum(begins, axis=1, dtype=np.int32)
+
+
 def curve(experiment: Experiment, mesh: tuple[int, int, int], steps: int = 8) -> np.ndarray:
     """[steps, (loss, norm of the gradient)]"""
     experiment, devices = on(experiment, *mesh)
     state, train_step = started(experiment, devices), step.train_step(experiment, devices)
     found = []
     for number in range(steps):
-        state, metrics = train_step(state, put(random_tokens(experiment, number), devices))
+        batch = [put(random_tokens(experiment, number), devices)]
+        if experiment.data.segment_ids:
+            batch.append(put(random_segments(number), devices))
+        state, metrics = train_step(state, *batch)
         found.append((float(metrics["loss"]), float(metrics["grad_norm"])))
     assert int(state.step) == steps
     return np.array(found)
@@ -36,6 +51,68 @@ def one_device() -> np.ndarray:
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_losses_agree_on_every_mesh(mesh, one_device):
     np.testing.assert_allclose(curve(TINY, mesh), one_device, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def one_device_packed() -> np.ndarray:
+    return curve(PACKED, (1, 1, 1))
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)], ids=str)
+def test_losses_of_packed_documents_agree_on_every_mesh(mesh, one_device, one_device_packed):
+    """The mean is over the labels that count on all devices, which differ in how many they have."""
+    counts = (np.diff(random_segments(0)) == 0).sum(axis=1)
+    assert (counts[0], counts[-1]) == (31, 0)
+    np.testing.assert_allclose(curve(PACKED, mesh), one_device_packed, rtol=1e-5)
+    assert np.abs(one_device_packed - one_device).min() > 1e-4
+
+
+def shifted(params: dict, by: int) -> dict:
+    """Parameters for which position 0 is what position `by` was."""
+    return params | {"positions": np.roll(np.asarray(params["positions"]), -by, axis=0)}
+
+
+def test_a_packed_document_is_as_if_it_were_alone():
+    """At its positions, which run on through the row: logits, and the loss of its labels."""
+    experiment, devices = on(changed(PACKED, model__dropout=0.0), 2, 2, 2)
+    state = started(experiment, devices)
+    tokens, cuts = random_tokens(experiment), [0, 9, 10, 27, 32]
+    segments = np.repeat(np.arange(4, dtype=np.int32), np.diff(cuts))[None].repeat(8, axis=0)
+    forward = step.forward(experiment, devices)
+    packed = np.asarray(forward(state.params, tokens, segments))
+    nats, labels = 0.0, 0
+    for first, last in itertools.pairwise(cuts):
+        moved = np.roll(np.asarray(state.params["positions"]), -first, axis=0)
+        alone = np.asarray(forward(state.params | {"positions": moved}, tokens[:, first:last]))
+        np.testing.assert_allclose(packed[:, first:last], alone, atol=2e-5)
+        log_p = np.asarray(jax.nn.log_softmax(alone))[:, :-1]
+        nats -= np.take_along_axis(log_p, tokens[:, first + 1 : last, None], -1).sum()
+        labels += log_p[..., 0].size
+    assert labels == 8 * (32 - 4)
+    joined = np.asarray(forward(state.params, tokens))
+    assert np.abs(packed - joined)[:, 9:].max() > 1e-3  # what comes before would have been seen
+    real = np.ones((8, 31), bool)
+    found = step.eval_step(experiment, devices)(state.params, tokens, segments, real)
+    assert float(found) == pytest.approx(nats, rel=1e-5)
+
+    train_step = step.train_step(experiment, devices)
+    state, metrics = train_step(state, tokens, segments)
+    assert float(metrics["loss"]) == pytest.approx(nats / labels, rel=1e-5)
+    # Nothing but first tokens: no label, and so no loss, rather than 0 / 0.
+    _, metrics = train_step(state, tokens, np.tile(np.arange(32, dtype=np.int32), (8, 1)))
+    assert (float(metrics["loss"]), float(metrics["grad_norm"])) == (0, 0)
+
+
+def test_segments_are_an_input_where_they_are_asked_for_and_nowhere_else():
+    state = jax.eval_shape(lambda: step.init(TINY))
+    for experiment, extra in ((TINY, 0), (PACKED, 1)):
+        train_step = step.train_step(*on(experiment, 1, 1, 1))
+        batch = [random_tokens(TINY), random_segments(0)]
+        lowered = train_step.lower(state, *batch[: 1 + extra])
+        inputs = len(jax.tree.leaves(lowered.in_avals))
+        assert inputs == len(jax.tree.leaves(state)) + 1 + extra
+        with pytest.raises(AssertionError):  # left out, or given for nothing
+            train_step.lower(state, *batch[: 2 - extra])
 
 
 @pytest.mark.parametrize("remat", ["named", "full"])

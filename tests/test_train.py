@@ -10,11 +10,14 @@ import sys
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from biomedlm_jax import checkpoint, held_out, step
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.store import TokenStore
+from biomedlm_jax.pipeline.store_writer import StoreWriter
+from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from biomedlm_jax.train import fit
 from tests.conftest import ROOT, TINY, changed, on
 
@@ -177,6 +180,8 @@ def fit_until(experiment, workdir, step_number):
     [
         ("model__dropout", 0.2, r"config\.model\.dropout: 0\.1 before, 0\.2 now"),
         ("run__seed", 18, r"config\.run\.seed: 17 before, 18 now"),
+        ("data__separators", False, r"config\.data\.separators: True before, False now"),
+        ("data__segment_ids", True, r"config\.data\.segment_ids: False before, True now"),
         ("optimizer__peak_lr", 1e-3, r"config\.optimizer\.peak_lr: 0\.003 before, 0\.001 now"),
     ],
 )
@@ -339,19 +344,46 @@ def test_a_full_disk_leaves_the_checkpoint_before(command, experiment, uninterru
     assert equal(checkpoint.load(workdir)[1], uninterrupted[1].params)
 
 
-def test_held_out_score_counts_every_byte_once(uninterrupted, store):
+@pytest.mark.parametrize("separators", [True, False])
+@pytest.mark.parametrize("segment_ids", [True, False])
+def test_held_out_score_counts_every_byte_once(separators, segment_ids, uninterrupted, store):
+    """But for tokens that are no label: the first of all, with segments the first of a document."""
     experiment, params, _ = checkpoint.load(uninterrupted[0])
+    experiment = changed(experiment, data__separators=separators, data__segment_ids=segment_ids)
     split = TokenStore(store, "heldout")
     experiment, devices = on(experiment, 2, 1, 1)
     params = jax.device_put(params, step.state_shardings(experiment, devices).params)
     evaluate = step.eval_step(experiment, devices)
     found = held_out.score(experiment, devices, evaluate, params, split, rows=8)
-    documents = held_out.text(split)
-    first = split.read(np.array([0]), 1)[0].tolist()
-    from biomedlm_jax.pipeline.vocabulary import Vocabulary
-
-    unscored = len(Vocabulary(split.vocabulary_path).decode(first).encode())
-    assert found.labels == split.tokens - 1
+    vocabulary = Vocabulary(split.vocabulary_path)
+    documents = [vocabulary.encode(text) for text in held_out.text(split)]
+    first = [document[0] for document in documents[: None if segment_ids else 1]]
+    tokens = sum(len(document) + separators for document in documents)
+    assert found.labels == tokens - len(first)
+    unscored = sum(vocabulary.token_bytes()[first])
     assert found.bytes == split.text_bytes - unscored
-    assert sum(len(document.encode()) for document in documents) == split.text_bytes
+    assert sum(len(text.encode()) for text in held_out.text(split)) == split.text_bytes
     assert 0 < found.bits_per_byte < 8
+
+
+def test_a_run_on_packed_documents_ends_as_if_it_had_not_stopped(experiment, tmp_path):
+    packed = changed(experiment, data__separators=False, data__segment_ids=True)
+    whole = jax.device_get(fit(packed, tmp_path / "whole"))
+    fit_until(packed, tmp_path / "again", 5)
+    assert equal(jax.device_get(fit(packed, tmp_path / "again")), whole)
+    lines = metrics(tmp_path / "whole")
+    assert [x["step"] for x in lines if "bits_per_byte" in x] == [0, 5, 10]
+    losses = [x["loss"] for x in lines if "loss" in x]
+    assert losses[-1] < losses[0] - 1
+
+
+def test_held_out_text_that_is_no_label_is_refused(experiment, vocabulary, tmp_path):
+    """Documents of one token, of which none has another of its own before it."""
+    place = epath.Path(tmp_path / "store")
+    rows = [("train", np.full(400, 5), "PMID:1", "abstract", 9)]
+    rows += [("heldout", np.array([5, 1]), f"PMID:{n}", "abstract", 9) for n in range(2, 5)]
+    rows[0][1][-1] = 1
+    StoreWriter.of(place, place / "work", Vocabulary(vocabulary)).write_all(rows)
+    settings = dict(data__store=str(place), data__separators=False, data__segment_ids=True)
+    with pytest.raises(UserError, match="has no held-out document of two tokens of text"):
+        fit(changed(experiment, **settings), tmp_path / "run")

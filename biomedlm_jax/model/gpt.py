@@ -41,7 +41,11 @@ class Block(nnx.Module):
         self.model = model
 
     def __call__(
-        self, x: Float[Array, "B T D"], layer: Int[Array, ""], seed: Seed | None
+        self,
+        x: Float[Array, "B T D"],
+        layer: Int[Array, ""],
+        segments: Int[Array, "B T"] | None,
+        seed: Seed | None,
     ) -> Float[Array, "B T D"]:
         rate = self.model.dropout if seed is not None else 0.0
         seeds = [None] * 3 if seed is None else [fold(fold(seed, layer), site) for site in range(3)]
@@ -54,6 +58,7 @@ class Block(nnx.Module):
             k,
             v,
             scale=self.model.head_dim**-0.5 / (layer + 1).astype(jnp.float32),
+            segment_ids=segments,
             dropout_rate=rate,
             dropout_seed=seeds[0],
             first_row=row,
@@ -80,10 +85,15 @@ class GPT(nnx.Module):
         self.model = model
 
     def __call__(
-        self, tokens: Int[Array, "B T"], seed: Seed | None = None
+        self,
+        tokens: Int[Array, "B T"],
+        segments: Int[Array, "B T"] | None = None,
+        seed: Seed | None = None,
     ) -> Float[Array, "B T V"]:
         """Float32 logits of the next token, for the tokens whose rows this device holds.
 
+        segments: a token sees the earlier ones of its own segment; None is one segment. The
+          position of a token is its place in the row, whatever its segment.
         seed: of dropout; None switches it off.
         """
         x = self.tokens(tokens) + in_use(self.positions, jnp.float32)[: tokens.shape[1]]
@@ -93,7 +103,7 @@ class GPT(nnx.Module):
 
         def layer(x, inputs):
             block, index = inputs
-            return block(x, index, seed), None
+            return block(x, index, segments, seed), None
 
         layer = jax.checkpoint(layer, policy=REMAT[self.model.remat], prevent_cse=False)
         inputs = (self.blocks, jnp.arange(self.model.layers))

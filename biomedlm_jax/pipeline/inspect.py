@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from biomedlm_jax import entry
 from biomedlm_jax.config import Experiment, build, check_arguments
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.pipeline.loader import blocks_of
+from biomedlm_jax.pipeline.loader import blocks_in, blocks_of
 from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 
@@ -31,26 +31,20 @@ def rows(experiment: Experiment, step: int, limit: int | None = None) -> Iterato
     if not 0 <= step < experiment.run.steps:
         raise UserError(f"--step={step} is not in [0, config.run.steps={experiment.run.steps})")
     store = TokenStore(data.store, "train")
-    if store.tokens < length:
-        raise UserError(
-            f"config.data.store={store.path} has {store.tokens} training tokens, less than one "
-            f"block of config.model.context={length}"
-        )
+    blocks = blocks_in(store, length, data.separators)
     vocabulary = Vocabulary(store.vocabulary_path)
-    blocks = store.tokens // length
     epochs, block = blocks_of(step, batch=data.batch, blocks=blocks, seed=experiment.run.seed)
     epochs, starts = epochs[:limit], block[:limit] * length
-    for row, (epoch, start, tokens) in enumerate(
-        zip(epochs, starts, store.read(starts, length), strict=True)
+    found = store.windows(starts, length, data.separators)
+    for row, (epoch, start, tokens, segments) in enumerate(
+        zip(epochs, starts, *found, strict=True)
     ):
-        ends = np.flatnonzero(tokens == store.eos_id) + 1
-        parts = [part for part in np.split(tokens, ends) if len(part)]
         yield f"row {row}: epoch {epoch}, block {start // length} of {blocks}"
-        first = 0
-        for id, part in zip(store.ids(int(start), length), parts, strict=True):
-            yield f"  [{first}, {first + len(part)}) {id}"
-            yield f"    {vocabulary.decode(part.tolist())!r}"
-            first += len(part)
+        ids = store.ids(int(start), length, data.separators)
+        for segment in np.unique(segments):
+            (places,) = np.nonzero(segments == segment)
+            yield f"  [{places[0]}, {places[-1] + 1}) {ids[segment]}"
+            yield f"    {vocabulary.decode(tokens[places].tolist())!r}"
 
 
 def main() -> None:

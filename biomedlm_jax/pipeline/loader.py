@@ -1,16 +1,18 @@
 """Batches of tokens on the mesh, from a token store.
 
-The training split is cut into blocks of exactly `config.model.context` tokens, document after
-document, and the blocks are shuffled anew in every epoch. Which blocks make batch k is a pure
-function of (seed, k): nothing depends on the number of hosts, on restarts, or on the batches
-before it, and seeking to any step reads nothing of what it skips.
+The training split is one long stream, document after document, with the token that ends a document
+between them (`config.data.separators`) or without. It is cut into blocks of exactly
+`config.model.context` tokens, and the blocks are shuffled anew in every epoch. Which blocks make
+batch k is a pure function of (seed, k): nothing depends on the number of hosts, on restarts, or on
+the batches before it, and seeking to any step reads nothing of what it skips.
 
 The end of an epoch falls where its last block is used, in the middle of a batch if need be; the
 tokens after the last whole block (fewer than a block) are not used.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,52 +23,114 @@ from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.store import TokenStore
 
 
+class Batch(NamedTuple):
+    """int32 [batch, length] each. segments: which document of its row a token is of, rising from 0;
+    None without `config.data.segment_ids`, where all of a row is one."""
+
+    tokens: jax.Array
+    segments: jax.Array | None
+
+
 class Loader:
-    """Training batches int32 [batch, length], laid out as `sharding`.
+    """Training batches, laid out as `sharding`.
+
+    separators: the token that ends a document is in the stream.
+    segment_ids: batches have segments.
+
+    Attributes:
+      blocks: in an epoch.
 
     Raises:
       UserError: the store has fewer tokens than one block.
     """
 
     def __init__(
-        self, store: TokenStore, *, batch: int, length: int, seed: int, sharding: NamedSharding
+        self,
+        store: TokenStore,
+        *,
+        batch: int,
+        length: int,
+        separators: bool,
+        segment_ids: bool,
+        seed: int,
+        sharding: NamedSharding,
     ):
-        self.blocks = store.tokens // length
-        if not self.blocks:
-            raise UserError(
-                f"config.data.store={store.path} has {store.tokens} training tokens, less than one "
-                f"block of config.model.context={length}; build it from a larger corpus"
-            )
+        self.blocks = blocks_in(store, length, separators)
         self.store, self.seed, self.sharding = store, seed, sharding
+        self.separators, self.segment_ids = separators, segment_ids
         self.shape = (batch, length)
 
     def starts(self, step: int) -> Int[np.ndarray, "batch"]:
-        """The first token of each row of batch `step`."""
+        """Where in the stream each row of batch `step` begins."""
         batch, length = self.shape
         return blocks_of(step, batch=batch, blocks=self.blocks, seed=self.seed)[1] * length
 
-    def batch(self, step: int) -> jax.Array:
-        """Batch `step`; each host reads the rows that its devices hold, and no others."""
-        starts, rows = self.starts(step), {}
+    def batch(self, step: int) -> Batch:
+        """Batch `step`; each host reads the rows that its devices hold, once and all together, and
+        no others."""
+        places = self.sharding.addressable_devices_indices_map(self.shape).values()
+        held = np.unique(np.concatenate([self._rows(place) for place in places]))
+        tokens, segments = windows(
+            self.store,
+            self.starts(step)[held],
+            self.shape[1],
+            separators=self.separators,
+            segment_ids=self.segment_ids,
+        )
 
-        def read(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None  # it is for arrays without a sharding
-            key = index[0].indices(len(starts))
-            if key not in rows:  # devices along `model` hold the same rows
-                rows[key] = self.store.read(starts[index[0]], self.shape[1])
-            return rows[key]
+        def whole(part: Int[np.ndarray, "n length"]) -> jax.Array:
+            return jax.make_array_from_callback(
+                self.shape,
+                self.sharding,
+                lambda place: part[np.searchsorted(held, self._rows(place))],
+            )
 
-        return jax.make_array_from_callback(self.shape, self.sharding, read)
+        return Batch(whole(tokens), None if segments is None else whole(segments))
 
-    def batches(self, first: int, last: int) -> Iterator[jax.Array]:
-        """Batches first, ..., last - 1; the next one is read while the present one is used."""
+    def _rows(self, place: tuple[slice, ...] | None) -> Int[np.ndarray, "n"]:
+        """The rows of the batch at a device's place in it."""
+        assert place is not None  # it is for arrays without a sharding
+        return np.arange(*place[0].indices(self.shape[0]))
+
+    def batches(self, first: int, last: int) -> Generator[Batch, None, None]:
+        """Batches first, ..., last - 1; the next one is read while the present one is used. An
+        error in reading is raised where its batch is due; closing the iterator ends its thread."""
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as reader:
-            ahead = reader.submit(self.batch, first)
+            ahead = None
             for step in range(first, last):
-                present = ahead.result()
-                if step + 1 < last:
-                    ahead = reader.submit(self.batch, step + 1)
+                present = ahead.result() if ahead else self.batch(step)
+                ahead = reader.submit(self.batch, step + 1) if step + 1 < last else None
                 yield present
+
+
+def blocks_in(store: TokenStore, length: int, separators: bool) -> int:
+    """How many blocks of `length` tokens a split has.
+
+    Raises:
+      UserError: not one.
+    """
+    tokens = store.length(separators)
+    if tokens < length:
+        raise UserError(
+            f"config.data.store={store.path} has {tokens} training tokens, less than one block of "
+            f"config.model.context={length}; build it from a larger corpus"
+        )
+    return tokens // length
+
+
+def windows(
+    store: TokenStore,
+    starts: Int[np.ndarray, "n"],
+    length: int,
+    *,
+    separators: bool,
+    segment_ids: bool,
+) -> tuple[Int[np.ndarray, "n length"], Int[np.ndarray, "n length"] | None]:
+    """Tokens of the stream, and their segments if they are asked for."""
+    if separators and not segment_ids:
+        return store.read(starts, length), None  # nobody has to know where documents lie
+    tokens, segments = store.windows(starts, length, separators)
+    return tokens, segments if segment_ids else None
 
 
 def blocks_of(
@@ -81,27 +145,46 @@ def blocks_of(
     return epochs, block
 
 
-def held_out(
-    store: TokenStore, *, batch: int, length: int
-) -> Iterator[tuple[Int[np.ndarray, "batch length"], Bool[np.ndarray, "batch length-1"]]]:
-    """Windows over a whole split, and which of their labels are real.
+class HeldOut(NamedTuple):
+    """Windows over a split, and which of their labels are scored."""
 
-    Neighbouring windows share one token, so every token of the split but the first is a label
-    exactly once. Rows beyond the end, and tokens beyond it, are filled with eos and not real.
+    tokens: Int[np.ndarray, "batch length"]
+    segments: Int[np.ndarray, "batch length"] | None
+    real: Bool[np.ndarray, "batch length-1"]
+
+
+def held_out(
+    store: TokenStore, *, batch: int, length: int, separators: bool, segment_ids: bool
+) -> Iterator[HeldOut]:
+    """A whole split in the form of training's batches.
+
+    Neighbouring windows share one token, so every token of the stream but the first is a label
+    exactly once; with `segment_ids` every token but the first of its document. Rows beyond the end,
+    and tokens beyond it, are filled with eos in a segment of their own and not real.
     """
-    starts = np.arange(0, max(store.tokens - 1, 0), length - 1)
+    stream = store.length(separators)
+    starts = np.arange(0, max(stream - 1, 0), length - 1)
     for first in range(0, len(starts), batch):
         tokens = np.full((batch, length), store.eos_id, np.int32)
+        segments = np.zeros((batch, length), np.int32)
         real = np.zeros((batch, length - 1), bool)
         now = starts[first : first + batch]
-        whole = now[now + length <= store.tokens]
-        tokens[: len(whole)] = store.read(whole, length)
-        real[: len(whole)] = True
-        if len(whole) < len(now):
-            left = store.tokens - int(now[-1])
-            tokens[len(whole), :left] = store.read(now[-1:], left)[0]
-            real[len(whole), : left - 1] = True
-        yield tokens, real
+        count = int((now + length <= stream).sum())
+        parts = [(slice(count), length)]
+        if count < len(now):
+            parts.append((slice(count, len(now)), stream - int(now[-1])))
+        for rows, width in parts:
+            found, of = windows(
+                store, now[rows], width, separators=separators, segment_ids=segment_ids
+            )
+            tokens[rows, :width] = found
+            real[rows, : width - 1] = True
+            if of is not None:
+                segments[rows, :width] = of
+                segments[rows, width:] = of[:, -1:] + 1
+        if segment_ids:
+            real &= segments[:, 1:] == segments[:, :-1]
+        yield HeldOut(tokens, segments if segment_ids else None, real)
 
 
 def shuffled(
