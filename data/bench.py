@@ -162,11 +162,8 @@ def loading(made: Path, rounds: int) -> dict[str, float | str]:
         for batch in opened(separators).batches(0, steps):
             jax.block_until_ready(batch)
 
-    plain, segmented = (
-        statistics.median(
-            _seconds(lambda: half_an_epoch(separators), time.perf_counter) for _ in range(rounds)
-        )
-        for separators in (True, False)
+    plain, segmented = _taking_turns(
+        lambda: half_an_epoch(True), lambda: half_an_epoch(False), rounds, time.perf_counter
     )
     early, late = _taking_turns(lambda: first(0), lambda: first(1_000_000), 20, time.perf_counter)
     return {

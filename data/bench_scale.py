@@ -1,4 +1,4 @@
-"""What the way from XML to tokens costs as the corpus grows: python -m data.bench_scale --corpus=DIR
+"""What the way to tokens costs as the corpus grows: python -m data.bench_scale --corpus=DIR
 
     memory   the largest resident size of a process, for one file of --gigabytes of citations and
              for one archive of as many of articles
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,16 +117,26 @@ def commands(made: Path, given: Path) -> dict[str, tuple[float, float]]:
     for name, arguments in runs.items():
         serial = [] if name == "tokenizer" else ["--runner=serial"]
         run = [sys.executable, "-m", f"data.{name}", *arguments, *serial]
-        process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        assert process.stderr
-        said = process.stderr.read()
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise entry.UserError(f"data.{name} failed: {said.decode()[-2000:]}")
-        found[name] = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e6
+        with tempfile.TemporaryFile() as said:
+            process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=said)
+            peak = 0
+            # What the system tells of an ended process is at least the size of this one.
+            while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+                peak = max(peak, _resident(process.pid))
+                time.sleep(0.02)
+            process.returncode = os.waitstatus_to_exitcode(ended[1])
+            if process.returncode:
+                said.seek(0)
+                raise entry.UserError(f"data.{name} failed: {said.read().decode()[-2000:]}")
+        found[name] = ended[2].ru_utime + ended[2].ru_stime, peak / 1e6
     del found["tokenizer"]  # it learns from as much text as it is told to
     return found
+
+
+def _resident(pid: int) -> int:
+    """Bytes that a process had resident at its largest."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) * 1024 if found else 0
 
 
 def one_file(corpus: Path, folder: Path, nbytes: int) -> None:

@@ -21,13 +21,13 @@ from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from tests.conftest import ROOT
 
 
+SMALL = dict(TOKEN_SHARD=256, TOKEN_PIECE=64, DOCUMENT_SHARD=16, DOCUMENT_PIECE=4)
+
+
 @pytest.fixture
 def small_shards(monkeypatch):
-    """Shards of 4 pieces."""
-    monkeypatch.setattr(store_format, "TOKEN_SHARD", 256)
-    monkeypatch.setattr(store_format, "TOKEN_PIECE", 64)
-    monkeypatch.setattr(store_format, "DOCUMENT_SHARD", 16)
-    monkeypatch.setattr(store_format, "DOCUMENT_PIECE", 4)
+    for name, size in SMALL.items():
+        monkeypatch.setattr(store_format, name, size)
 
 
 def writer_into(folder, vocabulary, size=65536):
@@ -96,12 +96,14 @@ def test_documents_are_read_once(many_shards):
 
 
 @given(lengths=st.lists(st.integers(0, 60), min_size=1, max_size=40), length=st.integers(1, 70))
-def test_windows_with_and_without_separators(lengths, length, small_shards_once, vocabulary):
+def test_windows_with_and_without_separators(lengths, length, vocabulary):
     """Against documents joined by hand."""
     draw = np.random.default_rng(len(lengths))
     texts = [np.append(draw.integers(2, 300, n), 1) for n in lengths]
     rows = [("train", text, f"PMID:{n}", "abstract", 1) for n, text in enumerate(texts, 1)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        for name, size in SMALL.items():  # here and not in a fixture, which hypothesis would keep
+            patch.setattr(store_format, name, size)
         writer_into(folder, vocabulary).write_all(rows)
         store = TokenStore(folder, "train")
         for separators in (True, False):
@@ -118,15 +120,6 @@ def test_windows_with_and_without_separators(lengths, length, small_shards_once,
                 assert np.array_equal(segment, here - here[0])
                 named = {f"PMID:{n + 1}" for n in here}
                 assert named <= set(store.ids(int(start), length, separators))
-
-
-@pytest.fixture(scope="module")
-def small_shards_once():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, size in dict(TOKEN_SHARD=256, TOKEN_PIECE=64, DOCUMENT_SHARD=16,
-                               DOCUMENT_PIECE=4).items():  # fmt: skip
-            patch.setattr(store_format, name, size)
-        yield
 
 
 def test_a_window_looks_up_one_piece_of_the_table(many_shards, monkeypatch):

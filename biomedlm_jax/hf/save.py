@@ -189,7 +189,7 @@ def main() -> None:
     experiment, params, step = checkpoint.load(workdir)
     seen = step * experiment.data.batch * experiment.model.context
     extra = {"step": step, "tokens seen in training": f"{seen:,}"}
-    save(params, experiment.model, vocabulary.path, output, extra=extra)
+    save(params, experiment.model, Path(vocabulary.path), output, extra=extra)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ that needs nothing beside it:
     vocabulary/sentencepiece.model     the vocabulary that the tokens belong to; or tokenizer.json
     <split>/tokens                     uint16 [tokens]; every document ends with the eos token
     <split>/documents                  int64 [documents, 4]; see COLUMNS
-    <split>/index                      int64 [n]: the first token of every 8,192nd document
+    <split>/index                      int64 [n]: the first token of every 1,024th document
 
 The arrays are zarr 3, uncompressed, in shards of about 64 MB. A shard is read by pieces of 64 KB
 with a checksum each, so that a window from anywhere costs one or two of them, and the document at
@@ -44,7 +44,7 @@ SOURCE_OF_CODE = {code: source for source, (code, _) in SOURCES.items()}
 MAX_VOCABULARY = 1 << 16  # ids that fit into uint16
 
 TOKEN_SHARD, TOKEN_PIECE = 1 << 25, 1 << 15  # 64 MiB of 64 KiB
-DOCUMENT_SHARD, DOCUMENT_PIECE = 1 << 21, 1 << 13  # 64 MiB of 256 KiB
+DOCUMENT_SHARD, DOCUMENT_PIECE = 1 << 21, 1 << 10  # 64 MiB of 32 KiB
 _CACHE_BYTES = 256 << 20  # pieces and shard indices that were read; the indices are 16 KiB each
 
 
@@ -113,6 +113,11 @@ class TokenStore:
         """UTF-8 length of all documents, for a loss in bits per byte."""
         return int(self.documents[:, 1].sum())
 
+    @functools.cached_property
+    def _firsts(self) -> np.ndarray:
+        """The first token of every DOCUMENT_PIECE'th document, int64."""
+        return _result(self._index.read(), self.path / self.split)
+
     def length(self, separators: bool) -> int:
         """Tokens of the split with or without those that end documents."""
         return self.tokens if separators else self.tokens - self.rows
@@ -171,7 +176,7 @@ class TokenStore:
 
     def _rows_at(self, positions: np.ndarray, separators: bool) -> np.ndarray:
         """The row of the document that holds each position, int64 [n]."""
-        index = _result(self._index.read(), self.path / self.split)
+        index = self._firsts
         if not separators:  # every document before has one token that does not count
             index = index - DOCUMENT_PIECE * np.arange(len(index))
         pieces = np.searchsorted(index, positions, side="right") - 1
