@@ -74,7 +74,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    store: str  # folder written by `python -m data.tokenize`
+    store: str  # folder written by `python -m data.build` or `data.tokenize`
     batch: int  # sequences in a step, over all devices
     separators: bool  # the token that ends a document stays between documents, and is learned
     segment_ids: bool  # a token attends to its own document alone; positions run on all the same

@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
         attention="auto",
     )
     config.data = dict(
-        store="runs/demo/store",
+        store="runs/demo/corpus/store",
         batch=32,
         separators=True,  # so that it learns where a text ends, and sampling stops there
         segment_ids=False,

@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
         attention="auto",
     )
     config.data = dict(
-        store="runs/pubmed/store",
+        store="runs/pubmed/corpus/store",
         batch=512,
         # llm/data_pubmed.py of the same pull request, since 2022-10-19: documents are joined with
         # no token between them, and attention is not masked where they meet. That the published

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
         attention="auto",
     )
     config.data = dict(
-        store="runs/small/store",
+        store="runs/small/corpus/store",
         batch=8,
         separators=True,  # so that it learns where a text ends, and sampling stops there
         segment_ids=False,

@@ -189,6 +189,7 @@ class _Shard:
         if isinstance(item, Citation):
             self.counts["citations"] += 1
             self.counts["with abstract"] += bool(item.abstract)
+            self.counts["with structured abstract"] += item.structured
             self.counts["with other abstracts"] += bool(item.other_abstracts)
             self._document(
                 "citation", _from_citation(item) if item.abstract else None, "abstract",

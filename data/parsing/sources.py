@@ -123,9 +123,9 @@ class File:
             yield from self._xml(stream)
 
     def _xml(self, stream: Any) -> Iterator[Item]:
-        head = _head(stream)
+        head, damage = _head(stream)
         root = _root_element(head)
-        stream = io.BufferedReader(_Rejoined(head, stream), 1 << 20)
+        stream = io.BufferedReader(_Rejoined(head, damage, stream), 1 << 20)
         if root in pubmed.ROOTS:
             self.kind = "citations"
             yield from pubmed.read(stream)
@@ -152,13 +152,15 @@ def _published(name: str) -> tuple[Any, ...]:
     return pubmed.release_order(base)[:2], jats.release_order(base)[0], base, name
 
 
-def _head(stream: Any) -> bytes:
-    """The first megabyte, or what comes before damage, which is met again when reading goes on."""
+def _head(stream: Any) -> tuple[bytes, Exception | None]:
+    """The first megabyte, or what comes before damage, and the damage."""
     head = b""
-    with contextlib.suppress(*DAMAGE):
+    try:
         while len(head) < _HEAD and (piece := stream.read1(_HEAD - len(head))):
             head += piece
-    return head
+    except DAMAGE as error:
+        return head, error
+    return head, None
 
 
 def _root_element(head: bytes) -> str | Unreadable:
@@ -226,15 +228,18 @@ class _Counted(io.RawIOBase):
 
 
 class _Rejoined(io.RawIOBase):
-    """A stream whose head was looked at."""
+    """A stream whose head was looked at. Damage is met where it stands: gzip would not report it
+    a second time."""
 
-    def __init__(self, head: bytes, rest: Any) -> None:
-        self._head, self._rest = head, rest
+    def __init__(self, head: bytes, damage: Exception | None, rest: Any) -> None:
+        self._head, self._damage, self._rest = head, damage, rest
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
+        if not self._head and self._damage:
+            raise self._damage
         data = self._head[: len(buffer)] or self._rest.read1(len(buffer))
         self._head = self._head[len(buffer) :]
         buffer[: len(data)] = data
