@@ -2,7 +2,7 @@
 #   make demo                     the whole way on the corpus that the repository ships
 #   make small CORPUS=DIR         the same on NCBI's files below DIR, 12M parameters
 #   make test                     the tests;  make test-slow: with those over 20 seconds
-#   make bench-data CORPUS=DIR    parsing, tokenising and loading beside their peers
+#   make bench-data CORPUS=DIR    speed beside peers, memory, cost as the corpus grows
 #   make lint                     ruff and pyright;  make golden: renew tests/golden
 #   make clean                    caches;  make clean-runs: also every model that demo and small made
 
@@ -45,6 +45,7 @@ bench-data: setup
 	test -d .venv-bench || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	.venv-bench/bin/python -m data.bench --corpus=$(CORPUS)
+	.venv-bench/bin/python -m data.bench_scale --corpus=$(CORPUS)
 
 lint: setup
 	$(VENV)/bin/ruff check .
