@@ -7,7 +7,8 @@ ended. What items make are files; Beam hands out the names, so any runner of Bea
 no text passes through it.
 
 Beam's direct runner here is its FnApiRunner with a process for each core. `--runner=DataflowRunner`
-needs folders on gs:// and Google Cloud's options, as in --beam=--project=P --beam=--region=R.
+needs the extra `gcp`, folders on gs://, Google Cloud's options, as in --beam=--project=P
+--beam=--region=R, and workers that have this code: --beam=--sdk_container_image=IMAGE.
 """
 
 import contextlib
@@ -154,7 +155,22 @@ def _on_beam(steps: list[Step], runner: Runner) -> None:
     # Beam's DirectRunner may fetch another runner from the network; this is the one it falls
     # back to.
     engine: Any = FnApiRunner() if direct else runner.name
-    with beam.Pipeline(engine, options=PipelineOptions(options)) as pipeline:
+    given = PipelineOptions(options)
+    try:
+        known, asked = (
+            given.get_all_options(True, retain_unknown_options=r) for r in (False, True)
+        )
+    except SystemExit as error:  # argparse
+        said = ", ".join(f"--beam={option}" for option in runner.options)
+        raise UserError(f"{said}: Apache Beam can not read a value of these") from error
+    if unknown := sorted(asked.keys() - known.keys()):
+        raise UserError(f"--beam=--{unknown[0]} is no option of Apache Beam's")
+    try:
+        pipeline = beam.Pipeline(engine, options=given)
+    except (ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--runner={runner.name} can not be used: {reason}") from error
+    with pipeline:
         ended: Any = pipeline | beam.Create([None])
         for step in steps:
             ended = (
@@ -234,6 +250,8 @@ def _progress(*steps: Step) -> Iterator[None]:
 
     def show() -> None:
         for step in steps:
+            if ended.is_set() and not _weights(step.folder, step.name):
+                return  # it never began
             with tqdm(desc=step.name, unit="B", unit_scale=True, file=_Terminal()) as bar:
                 while not _advance(bar, step) and not ended.wait(0.5):
                     pass

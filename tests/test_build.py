@@ -173,3 +173,20 @@ def test_manifest_names_what_was_made(built):
     for split in SPLITS:
         assert manifest["store"][split] == TokenStore(built / "store", split).sha256
     assert not list(built.rglob(stages.WORK))
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--runner=NoRunner", "--runner=NoRunner can not be used: Unexpected pipeline runner"),
+        ("--runner=DataflowRunner", "Missing required option: project"),
+        ("--beam=--nosuch=3", "--beam=--nosuch is no option of Apache Beam's"),
+        ("--beam=--direct_num_workers=x", "can not read a value"),
+    ],
+)
+def test_runners_that_can_not_be_used(tmp_path, flag, message):
+    run = command(tmp_path / "out", flag)
+    found = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert message in found.stderr
+    assert "Traceback" not in found.stderr
