@@ -62,7 +62,9 @@ def plain(element: Any, drop: Collection[str] = ()) -> str:
 
 def collapse(text: str) -> str:
     """Runs of XML white space as one space, none at the ends. Other kinds of space stay."""
-    return _SPACE.sub(" ", text).strip(" ")
+    if "\n" in text or "  " in text or "\t" in text or "\r" in text:  # few have any
+        text = _SPACE.sub(" ", text)
+    return text.strip(" ")
 
 
 def _collect(element: Any, pieces: list[str], drop: Collection[str]) -> None:

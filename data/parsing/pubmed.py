@@ -88,6 +88,7 @@ def read(stream: IO[bytes]) -> Iterator[Citation | Deletion | Unreadable]:
 
     A file that breaks off gives what comes before the break and then an Unreadable.
     """
+    parser = etree.XMLParser(**SAFELY)
     for record in _records(stream):
         if isinstance(record, Unreadable):
             yield record
@@ -98,7 +99,7 @@ def read(stream: IO[bytes]) -> Iterator[Citation | Deletion | Unreadable]:
             f"record {number}, byte {position}, PMID {found[1].decode() if found else 'unknown'}"
         )
         try:
-            yield _item(etree.fromstring(_DOCTYPE + source, etree.XMLParser(**SAFELY)))
+            yield _item(etree.fromstring(_DOCTYPE + source, parser))
         except etree.XMLSyntaxError as error:
             yield Unreadable(where, f"broken XML: {error.msg}")
         except MarkupError as error:
