@@ -27,6 +27,7 @@ from data.cleaning import contamination
 from data.cleaning.describe import Rules
 from data.documents import MANIFEST
 from data.parse import Parse
+from data.parsing import sources
 from data.stages import SERIAL, Runner, Step
 from data.tokenize import Tokenize
 from data.tokenizer import Options
@@ -47,11 +48,13 @@ class Build:
     benchmarks: epath.Path | None
     vocabulary: epath.Path | Options
 
-    def steps(self) -> list[Step]:
+    def steps(self, listing: sources.Listing) -> list[Step]:
         """Also reads what must be there before they begin.
 
+        listing: what is to be read.
+
         Raises:
-          UserError: nothing to read, or `benchmarks` can not be read.
+          UserError: `benchmarks` can not be read.
         """
         parse = Parse(self.input, self.folder / "work/parsed", self.heldout_per_mille)
         clean = Clean(parse.folder, self.folder / "documents", self.rules, self.benchmarks)
@@ -59,7 +62,7 @@ class Build:
         if isinstance(words, Options):
             words = self.folder / "vocabulary"
             learn = [Step("vocabulary", self._once, self._learn, self.folder)]
-        parse.list_files()
+        parse.fix(listing)
         clean.prepare()
         return [
             *parse.steps(),
@@ -111,8 +114,9 @@ def build(
     source, target, rules = epath.Path(input), epath.Path(output), rules or Rules()
     tests = epath.Path(benchmarks) if benchmarks else None
     words = vocabulary if isinstance(vocabulary, Options) else epath.Path(vocabulary)
+    listing = sources.listing(source)
     settings = {
-        "input": str(source),
+        "files": listing.fingerprint,
         "heldout_per_mille": heldout_per_mille,
         "rules": dataclasses.asdict(rules),
         "benchmarks": contamination.fingerprint(tests) if tests else None,
@@ -122,7 +126,7 @@ def build(
     }
     with stages.building(target, settings) as folder:
         work = Build(source, folder, heldout_per_mille, rules, tests, words)
-        stages.run(work.steps(), runner)
+        stages.run(work.steps(listing), runner)
     for name in ("documents", "store"):
         stages.remove_work(target / name)
     return target

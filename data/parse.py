@@ -21,7 +21,7 @@ from etils import epath
 
 from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.pipeline.lines import compressed, lines
+from biomedlm_jax.pipeline.lines import appearing, compressed, lines
 from biomedlm_jax.pipeline.store import document_id
 from data import documents, stages
 from data.documents import Document
@@ -53,40 +53,51 @@ class Parse:
         ]
 
     @functools.cached_property
-    def _files(self) -> dict[str, int]:
-        """{name: bytes} in the order of publication, as it was when the run first began."""
-        return json.loads((self._raw / "files.json").read_text())
+    def _listing(self) -> sources.Listing:
+        """As it was when the run first began."""
+        return sources.Listing(**json.loads((self._raw / "files.json").read_text()))
+
+    @functools.cached_property
+    def _grouped(self) -> list[list[str]]:
+        return sources.groups(self._listing.files)
+
+    @functools.cached_property
+    def _ranks(self) -> dict[str, int]:
+        return {file: rank for rank, file in enumerate(self._listing.files)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was cached."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @property
     def _raw(self) -> epath.Path:
         return self.folder / "work/raw"
 
-    def list_files(self) -> None:
-        """Fixes what is read, before the steps begin."""
-        listing = self._raw / "files.json"
-        if not listing.exists():
-            self._raw.mkdir(parents=True, exist_ok=True)
-            listing.write_text(json.dumps(sources.candidates(self.input)))
+    def fix(self, listing: sources.Listing) -> None:
+        """Says what is read, before the steps begin."""
+        file = self._raw / "files.json"
+        if not file.exists():
+            with appearing(file) as stream:
+                stream.write(json.dumps(listing._asdict()).encode())
 
     def _groups(self) -> dict[str, int]:
-        groups = sources.groups(self._files)
-        return {f"{i:05}": sum(self._files[n] for n in group) for i, group in enumerate(groups)}
+        sizes = self._listing.files
+        return {f"{i:05}": sum(sizes[n] for n in group) for i, group in enumerate(self._grouped)}
 
     def _everything(self) -> dict[str, int]:
-        return {"all": sum(self._files.values())}
+        return {"all": sum(self._listing.files.values())}
 
     def _read(self, name: str) -> dict[str, Any]:
         """Reads the files of a group."""
-        ranks = {file: rank for rank, file in enumerate(self._files)}
         shard = _Shard(int(name))
         with (
             compressed(self._raw / f"{name}.jsonl.zst") as shard.lines,
             compressed(self._raw / f"{name}.quarantine.zst") as quarantine,
             settle.Rows(self._raw / f"{name}.parquet") as shard.rows,
         ):
-            for path in sources.groups(self._files)[int(name)]:
+            for path in self._grouped[int(name)]:
                 file = sources.File(self.input, path)
-                shard.rank = ranks[path]
+                shard.rank = self._ranks[path]
                 shard.counts.clear()
                 for item in file.items():
                     if isinstance(item, Unreadable):
@@ -117,14 +128,14 @@ class Parse:
 
     def _write(self, name: str) -> dict[str, Any]:
         """Copies the documents of a group that count."""
-        wanted = set(settle.rows_of(int(name), self._raw / "kept.parquet"))
+        wanted = settle.rows_of(int(name), self._raw / "kept.parquet")
         place = self.folder / documents.SHARDS
         place.mkdir(exist_ok=True)
         with documents.ShardWriter(place / f"{name}.jsonl.zst", self.heldout_per_mille) as writer:
             raw = documents.read_shard(self._raw / f"{name}.jsonl.zst")
             for row, document in enumerate(raw):
                 if row in wanted:
-                    writer.write(document)
+                    writer.write(dataclasses.replace(document, pmid=wanted[row]))
         return writer.summary()
 
     def _finish(self, _: str) -> dict[str, Any]:
@@ -152,6 +163,7 @@ class Parse:
             self.heldout_per_mille,
             counts={"read": dict(sorted((+counts).items())), **ends},
             licences=_sum(summary["licences"] for summary in read.values()),
+            passed_over=self._listing.others,
             other_sets=_sum(summary["other sets"] for summary in read.values()),
             quarantined=counts["unreadable"],
             files=files,
@@ -193,21 +205,24 @@ class _Shard:
             self.counts["with other abstracts"] += bool(item.other_abstracts)
             self._document(
                 "citation", _from_citation(item) if item.abstract else None, "abstract",
-                item.pmid, item.version, item.pmid,
+                item.pmid, item.version, item.pmid, item.pmcid,
                 (bool(item.abstract), item.retracted, item.retraction_notice, False),
             )  # fmt: skip
             self._retracts(item.retracts)
         elif isinstance(item, Deletion):
             self.counts["deleted PMIDs"] += len(item.pmids)
             for pmid in item.pmids:
-                self._append(-1, "deletion", "abstract", pmid, 0, None, (False,) * 4)
+                self._append(-1, "deletion", "abstract", pmid, 0, None, None, (False,) * 4)
+        elif isinstance(item, jats.Withdrawal):
+            self.counts["withdrawn articles"] += 1
+            self._append(-1, "deletion", "full_text", item.pmcid, 0, None, None, (False,) * 4)
         elif isinstance(item, jats.Article):
             self.counts["articles"] += 1
             self.licences[item.licence] += 1
             opened = item.licence in jats.OPEN_LICENCES
             self._document(
                 "article", _from_article(item) if opened and item.text else None, "full_text",
-                item.pmcid, item.version, item.pmid,
+                item.pmcid, item.version, item.pmid, None,
                 (bool(item.text), item.retracted, item.retraction_notice, not opened),
             )  # fmt: skip
             self._retracts(item.retracts)
@@ -215,7 +230,7 @@ class _Shard:
             self.counts["pieces"] += 1
             document = _from_piece(item)
             self._document(
-                "piece", document, item.source, item.number, 1, None, (True, *(False,) * 3)
+                "piece", document, item.source, item.number, 1, None, None, (True, *(False,) * 3)
             )
         else:
             self.counts["lines of other sets"] += 1
@@ -223,7 +238,7 @@ class _Shard:
 
     def _retracts(self, pmids: tuple[int, ...]) -> None:
         for pmid in pmids:
-            self._append(-1, "retracts", "abstract", pmid, 0, None, (False,) * 4)
+            self._append(-1, "retracts", "abstract", pmid, 0, None, None, (False,) * 4)
 
     def _document(self, item: str, document: Document | None, *described: Any) -> None:
         row = -1
@@ -233,10 +248,11 @@ class _Shard:
         self._append(row, item, *described)
 
     def _append(self, row: int, item: str, source: str, number: int, version: int,
-                pmid: int | None, is_: tuple[bool, ...]) -> None:  # fmt: skip
+                pmid: int | None, pmcid: int | None, is_: tuple[bool, ...]) -> None:  # fmt: skip
         self.rows.append(
-            (self._number, row, self.rank, self._ordinal, item, source, number, version, pmid, *is_)
-        )
+            (self._number, row, self.rank, self._ordinal, item, source, number, version, pmid,
+             pmcid, *is_)
+        )  # fmt: skip
 
 
 def parse(
@@ -249,10 +265,11 @@ def parse(
         written.
     """
     source, target = epath.Path(input), epath.Path(output)
-    settings = {"input": str(source), "heldout_per_mille": heldout_per_mille}
+    listing = sources.listing(source)
+    settings = {"files": listing.fingerprint, "heldout_per_mille": heldout_per_mille}
     with stages.building(target, settings) as folder:
         work = Parse(source, folder, heldout_per_mille)
-        work.list_files()
+        work.fix(listing)
         stages.run(work.steps(), runner)
     return documents.read_manifest(target)
 
@@ -315,6 +332,9 @@ def print_counts(manifest: dict[str, Any]) -> None:
         print(stage)
         for name, count in counts.items():
             print(f"  {name:28}{count:>14,}")
+    if manifest["passed_over"]:
+        names = (f"{count} {ending}" for ending, count in manifest["passed_over"].items())
+        print(f"passed over, by their names: {', '.join(names)}")
     for name, split in manifest["splits"].items():
         print(f"{name:30}{split['documents']:>14,} documents {split['bytes']:>16,} bytes")
 

@@ -13,10 +13,12 @@ needs the extra `gcp`, folders on gs://, Google Cloud's options, as in --beam=--
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 import threading
@@ -77,33 +79,67 @@ def given_runner() -> Runner:
 @contextlib.contextmanager
 def building(output: epath.Path, settings: dict[str, Any]) -> Iterator[epath.Path]:
     """The folder to build `output` in, which an interrupted run with the same settings and the
-    same code has perhaps begun. On a disk it is `<output>.partial`, renamed at the end; on gs://,
-    where a folder can not be renamed, it is `output` and nobody takes it for whole without its
-    manifest.
+    same code has perhaps begun. On a disk it is `<output>.partial`, locked until it is renamed at
+    the end; on gs://, where a folder can not be renamed, it is `output` and nobody takes it for
+    whole without its manifest.
 
     Raises:
-      UserError: `output` is not empty, or can not be written.
+      UserError: `output` is not empty, somebody else's, being built by another run, or can not be
+        written.
     """
     remote = str(output).startswith("gs://")
+    output = output if remote else epath.Path(Path(output).absolute())
     partial = output if remote else output.with_name(output.name + ".partial")
     wanted = json.dumps({"code": _code(), **settings}, indent=1, sort_keys=True)
     record = partial / WORK / "settings.json"
-    with _writable(output, partial):
+    with _writable(output, partial), contextlib.ExitStack() as held:
         if not remote:
             entry.check_output(Path(output))
-        elif (output / "manifest.json").exists():
+        if partial.exists() and any(partial.iterdir()) and not record.parent.exists():
+            raise UserError(
+                f"--output={output}: {partial} is not empty and no build that was begun; move it "
+                "away or name another folder"
+            )
+        if remote and (output / "manifest.json").exists():
             raise UserError(f"--output={output} is not empty; name another folder")
-        if not (record.exists() and record.read_text() == wanted):
-            if partial.exists():
-                partial.rmtree()
-            record.parent.mkdir(parents=True)
-            record.write_text(wanted)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        if not remote:
+            held.enter_context(_locked(Path(record.parent) / "lock", output))
+        _begin(partial, record, wanted)
         yield partial
         if not remote:
+            for file in [*Path(partial).rglob("*.partial")]:  # of a run that was killed
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
             if output.exists():
                 output.rmdir()
             partial.rename(output)
         remove_work(output)  # last: a run killed here has lost nothing
+
+
+def _begin(partial: epath.Path, record: epath.Path, wanted: str) -> None:
+    """Keeps what an earlier run left, if it was made with the same settings, input and code."""
+    if record.exists() and record.read_text() == wanted:
+        return
+    if record.exists():
+        print(f"{partial}: other settings, input or code than before; begins again", flush=True)
+        for left in (*partial.iterdir(), *record.parent.iterdir()):
+            if left != record.parent and left.name != "lock":
+                left.rmtree() if left.is_dir() else left.unlink()
+    with appearing(record) as stream:
+        stream.write(wanted.encode())
+
+
+@contextlib.contextmanager
+def _locked(file: Path, output: epath.Path) -> Iterator[None]:
+    """Raises UserError where another run has the lock, or had it until now and has finished."""
+    with file.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"--output={output} is being built by another run") from error
+        if not file.exists():
+            raise UserError(f"--output={output} was finished by another run")
+        yield
 
 
 def run(steps: list[Step], runner: Runner) -> None:
@@ -184,7 +220,7 @@ def _on_beam(steps: list[Step], runner: Runner) -> None:
 
 def _listed(step: Step) -> list[str]:
     """The items of a step, the heaviest first, so that no worker ends long after the others."""
-    with _explained(step.name):
+    with explained(step.name):
         weights = step.items()
         for name in weights:
             assert _SAFE.fullmatch(name), name
@@ -197,7 +233,7 @@ def _listed(step: Step) -> list[str]:
 def _done(step: Step, item: str) -> None:
     file = _summary(step.folder, step.name, item)
     if not file.exists():
-        with _explained(f"{step.name} {item}"):
+        with explained(f"{step.name} {item}"):
             _write(file, json.dumps(step.work(item)))
 
 
@@ -219,7 +255,7 @@ def _weights(folder: epath.Path, step: str) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
+def explained(what: str) -> Iterator[None]:
     """What the system reports is for the user, from whatever process it comes."""
     try:
         yield

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.store import SPLITS, TokenStore
@@ -18,7 +20,7 @@ from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from data import documents, stages
 from data.build import build
 from data.clean import clean
-from data.parse import parse
+from data.parse import Parse, parse
 from data.stages import Runner
 from data.tokenize import tokenize
 from data.tokenizer import Options, train
@@ -134,6 +136,59 @@ def test_other_settings_begin_again(built, tmp_path):
     assert (tmp_path / "corpus.partial/documents/manifest.json").exists()
     assert not output.exists()
     assert contents(Path(build(SAMPLE, output, OPTIONS))) == contents(built)
+
+
+def test_other_input_begins_again(tmp_path, capsys):
+    """A file that has changed since, or is gone, is noticed."""
+    source, output = shutil.copytree(SAMPLE / "pubmed", tmp_path / "in"), tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parse, "_settle", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            parse(source, output, 20)
+    assert (tmp_path / "out.partial/work/read/00000.json").exists()
+    (source / "pubmed26n0002.xml.gz").unlink()
+    manifest = parse(source, output, 20)
+    assert [file["name"] for file in manifest["files"]] == ["pubmed26n0001.xml.gz"]
+    assert "other settings, input or code than before" in capsys.readouterr().out
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_what_is_not_ours_stays(tmp_path):
+    """Neither a folder that only has the name of an unfinished one, nor what is in the output."""
+    for name in ("out.partial", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and no build that was begun"):
+        parse(SAMPLE, tmp_path / "out", 20)
+    with pytest.raises(UserError, match="is not empty"):
+        parse(SAMPLE, tmp_path / "other", 20)
+    for name in ("out.partial", "other"):
+        assert (tmp_path / name / "thesis.txt").read_text() == "mine"
+
+
+def test_two_builds_of_one_output(tmp_path):
+    """The second is refused, with whatever settings; the first is not disturbed."""
+    settings = {"a": 1}
+    with stages.building(epath.Path(tmp_path / "out"), settings) as folder:
+        (folder / "kept").write_text("x")
+        for other in (settings, {"a": 2}):
+            with (
+                pytest.raises(UserError, match="is being built by another run"),
+                stages.building(epath.Path(tmp_path / "out"), other),
+            ):
+                pass
+        (folder / "half.123.partial").write_text("of a killed run")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["kept"]
+
+
+def test_this_folder_as_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").write_text("")
+    with pytest.raises(UserError, match=r"--output=.* is not empty"):
+        parse(SAMPLE, ".", 20)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")

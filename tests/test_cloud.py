@@ -120,6 +120,20 @@ def test_a_build_on_the_cloud_is_the_build_on_a_disk(cloud, built, tmp_path):
     assert read[0] == read[1]
 
 
+def test_what_is_in_a_bucket_stays(cloud, tmp_path):
+    """A folder that is not empty is no output, least of all one that holds the input."""
+    python(cloud, COPY, SAMPLE / "pmc", "gs://corpus/project/ncbi")
+    code = (
+        "from biomedlm_jax import entry\nfrom data.parse import parse\nimport sys\n"
+        "try: parse('gs://corpus/project/ncbi', sys.argv[1], 0)\n"
+        "except entry.UserError as error: print(error)"
+    )
+    for output in ("gs://corpus/project", "gs://corpus"):
+        assert "is not empty" in python(cloud, code, output)
+    python(cloud, COPY, "gs://corpus/project/ncbi", tmp_path / "copy")
+    assert contents(tmp_path / "copy") == contents(SAMPLE / "pmc")
+
+
 def test_no_store_is_one_clear_error(cloud):
     code = (
         "from biomedlm_jax import entry\nfrom biomedlm_jax.pipeline.store import TokenStore\n"

@@ -1,16 +1,14 @@
 """What is kept of a record beside its text, and records of every kind: citations, chapters of
 books, articles alone and in sets, The Pile's lines."""
 
-import gzip
 import io
 import json
-import tarfile
 
 import pytest
-import zstandard
 
+from biomedlm_jax.entry import UserError
 from data import documents, parse
-from data.parsing import jats, pile, pubmed
+from data.parsing import jats, pubmed
 from data.parsing.markup import Unreadable
 from tests.test_jats import article
 
@@ -120,7 +118,7 @@ def test_a_broken_record_costs_itself_alone():
 
 def test_articles_in_sets_and_namespaces(tmp_path):
     """PMC's OAI service puts articles into a namespace and says which it has deleted; efetch
-    returns them in one file."""
+    returns them in one file. What it has deleted goes, from whatever file it came."""
     oai = f"""<OAI-PMH xmlns="http://www.openarchives.org/OAI/2.0/"><ListRecords><record>
 <header status="deleted"><identifier>oai:pubmedcentral.nih.gov:5</identifier></header></record>
 <record><header><identifier>oai:pubmedcentral.nih.gov:6</identifier></header><metadata>
@@ -129,12 +127,30 @@ def test_articles_in_sets_and_namespaces(tmp_path):
     efetch = f"<pmc-articleset>{article(7)}<article/>{article(8)}</pmc-articleset>"
     alone = b"\xef\xbb\xbf" + article(9).encode()
     files = {"oai.xml": oai.encode(), "set.xml": efetch.encode(), "PMC9.xml": alone}
-    found, _, aside = parsed(tmp_path, **files)
+    files["PMC5.xml"] = article(5).encode()
+    found, manifest, aside = parsed(tmp_path, **files)
     assert found.keys() == {"PMC:6", "PMC:7", "PMC:8", "PMC:9"}
     assert [(line["position"], line["reason"]) for line in aside] == [
-        ("record oai:pubmedcentral.nih.gov:5", "deleted by PMC"),
         ("article 2", "no front/article-meta"),
     ]
+    assert manifest["counts"]["read"]["withdrawn articles"] == 1
+    assert manifest["counts"]["full_text"] == {"deleted": 1, "kept": 4}
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ('<pmc-articleset><Reply Id="1" error="not open"/></pmc-articleset>', "error: not open"),
+        ('<OAI-PMH><error code="x">no such record</error></OAI-PMH>', "error: no such record"),
+        ("<OAI-PMH><ListRecords/></OAI-PMH>", "no article in it"),
+        ("<n:article/>", "not XML"),
+        ("<article>" + "<b/>" * 2_000_001 + "</article>", "2000000 tags"),
+    ],
+)
+def test_answers_without_an_article_are_named(tmp_path, source, reason):
+    _, _, aside = parsed(tmp_path, **{"a.xml": source.encode(), "b.xml": article(1).encode()})
+    (line,) = aside
+    assert (line["file"], reason in line["reason"]) == ("a.xml", True), line
 
 
 def test_all_that_is_kept_of_an_article():
@@ -193,91 +209,100 @@ def test_a_notice_takes_back_abstract_and_article(tmp_path):
     assert manifest["counts"]["full_text"] == ends
 
 
-class TestGzip:
-    """NLM's files can be gzip of several members; a cut one gives what comes before the cut."""
+class TestLinks:
+    """An abstract and its article are known to be one by either's number of the other."""
 
-    source = "".join(CITATION.replace(">31<", f">{n}<").format(date="") for n in range(100, 300))
+    def run(self, tmp_path, *, types="Journal Article", kind="research-article"):
+        one = CITATION.replace("Journal Article", types).format(date="")
+        file = f"<PubmedArticleSet>{one}</PubmedArticleSet>".encode()
+        return parsed(
+            tmp_path,
+            **{"pubmed25n0001.xml": file, "PMC77.xml": article(77, kind=kind).encode(),
+               "PMC78.xml": article(78).encode()},
+        )  # fmt: skip
 
-    def halves(self):
-        whole = f"<PubmedArticleSet>{self.source}</PubmedArticleSet>".encode()
-        return gzip.compress(whole[: len(whole) // 2]), gzip.compress(whole[len(whole) // 2 :])
+    def test_the_citation_names_the_article(self, tmp_path):
+        found, manifest, _ = self.run(tmp_path)
+        assert found.keys() == {"PMC:77", "PMC:78"}
+        assert (found["PMC:77"].pmid, found["PMC:78"].pmid) == (31, None)
+        assert manifest["counts"]["abstract"] == {"full text is there": 1}
 
-    def test_several_members(self, tmp_path):
-        found, _, aside = parsed(tmp_path, **{"pubmed25n0001.xml.gz": b"".join(self.halves())})
-        assert len(found) == 200
-        assert not aside
-
-    @pytest.mark.parametrize("kept", [5, 100, 0.5, 0.9])
-    def test_the_second_member_is_cut(self, tmp_path, kept):
-        first, second = self.halves()
-        second = second[: int(kept * len(second)) if kept < 1 else kept]
-        found, manifest, aside = parsed(tmp_path, **{"pubmed25n0001.xml.gz": first + second})
-        assert 99 <= len(found) < 200
-        assert len(aside) == manifest["quarantined"] == 1
-        assert aside[0]["file"] == "pubmed25n0001.xml.gz"
-        assert "damaged file" in aside[0]["reason"]
-        assert manifest["files"][0]["bytes"] == len(first + second)
-
-    def test_a_cut_archive(self, tmp_path):
-        raw = io.BytesIO()
-        with tarfile.open(fileobj=raw, mode="w:gz") as archive:
-            for n in range(1, 60):
-                content = article(n, f"<p>{'words ' * n * 20}</p>").encode()
-                member = tarfile.TarInfo(f"PMC{n}.nxml")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-        cut = raw.getvalue()[: len(raw.getvalue()) // 2]
-        found, _, aside = parsed(tmp_path, **{"oa_comm_xml.PMC000xxxxxx.tar.gz": cut})
-        assert 0 < len(found) < 59
-        assert "damaged file" in aside[-1]["reason"]
-
-
-class TestPile:
-    """The Pile's JSONL, plain or through zstd in one frame or several."""
-
-    lines = (
-        {"text": "An abstract.", "meta": {"pile_set_name": "PubMed Abstracts"}},
-        {"text": "A paper.\n\nIts body.", "meta": {"pile_set_name": "PubMed Central"}},
-        {"text": "Code.", "meta": {"pile_set_name": "Github"}},
-        {"text": "An abstract.", "meta": {"pile_set_name": "PubMed Abstracts"}},
-        {"text": " \n", "meta": {"pile_set_name": "PubMed Abstracts"}},
+    @pytest.mark.parametrize(
+        "mark", [{"types": "Retracted Publication"}, {"kind": "retracted-article"}]
     )
+    def test_a_retraction_of_one_is_of_both(self, tmp_path, mark):
+        found, manifest, _ = self.run(tmp_path, **mark)
+        assert found.keys() == {"PMC:78"}
+        assert manifest["counts"]["abstract"] == {"retracted": 1}
+        assert manifest["counts"]["full_text"] == {"kept": 1, "retracted": 1}
 
-    def content(self):
-        return "".join(json.dumps(line) + "\n" for line in self.lines).encode()
 
-    def test_what_counts(self, tmp_path):
-        packed = zstandard.compress(self.content()[:100]) + zstandard.compress(self.content()[100:])
-        files = {"00.jsonl.zst": packed, "01.jsonl": self.content() + b"{broken\n"}
-        found, manifest, aside = parsed(tmp_path, **files)
-        assert sorted((d.source, d.text) for d in found.values()) == [
-            ("pile_abstract", "An abstract."),
-            ("pile_full_text", "A paper.\n\nIts body."),
-        ]
-        assert manifest["counts"]["pile_abstract"] == {"kept": 1, "same text": 3}
-        assert manifest["other_sets"] == {"Github": 2}
-        assert [(line["file"], line["position"]) for line in aside] == [
-            ("00.jsonl.zst", "line 5"), ("01.jsonl", "line 5"), ("01.jsonl", "line 6"),
-        ]  # fmt: skip
+def test_comments_are_no_records():
+    delete = "<DeleteCitation><PMID>31</PMID></DeleteCitation>"
+    found = citations(
+        f"<!-- {delete} --><!-- a <PubmedArticle> is one -->{CITATION.format(date='')}"
+        f"<![CDATA[{delete}]]>" + " " * 200
+    )
+    assert [type(item).__name__ for item in found] == ["Citation"]
 
-    def test_a_cut_file(self, tmp_path):
-        packed = zstandard.compress(self.content() * 1000)
-        found, _, aside = parsed(
-            tmp_path, **{"00.jsonl.zst": packed[:-30], "1.jsonl": self.content()}
-        )
-        assert len(found) == 2
-        assert any("cut" in line["reason"] for line in aside)
 
-    def test_other_jsonl_gets_one_word_and_not_one_a_line(self):
-        found = list(pile.read(io.BytesIO(b'{"question": "?"}\n' * 1000)))
-        assert len(found) == 1
-        assert isinstance(found[0], Unreadable)
+def test_one_bad_number_does_not_cancel_the_others():
+    found = citations("<DeleteCitation><PMID>1</PMID><PMID>x</PMID><PMID>2</PMID></DeleteCitation>")
+    assert found == [pubmed.Deletion((1, 2)), Unreadable("DeleteCitation", "'x' is not a PMID")]
 
-    def test_a_line_without_end_is_passed_over(self, monkeypatch):
-        monkeypatch.setattr(pile, "LONGEST", 1000)
-        long = json.dumps({"text": "x" * 5000, "meta": {"pile_set_name": "PubMed Central"}})
-        found = list(pile.read(io.BytesIO(long.encode() + b"\n" + self.content())))
-        assert found[0] == Unreadable("line 1", "over 1000 bytes long")
-        assert [type(item).__name__ for item in found[1:]] == [
-            "Piece", "Piece", "Other", "Piece", "Unreadable",
-        ]  # fmt: skip
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ('Version="2"', 'Version="99999999999"'),
+        (">31<", f">{'3' * 5000}<"),
+        ("<Language>", "<n:Language/><Language>"),
+        ("</Article>", "<i/>" * 1_000_001 + "</Article>"),
+    ],
+)
+def test_a_value_that_can_not_be_costs_its_record(tmp_path, change):
+    bad = CITATION.format(date="").replace(*change)
+    file = f"<PubmedArticleSet>{bad}{CITATION.format(date='').replace('>31<', '>32<')}"
+    found, _, aside = parsed(
+        tmp_path, **{"pubmed25n0001.xml": (file + "</PubmedArticleSet>").encode()}
+    )
+    assert found.keys() == {"PMID:32"}
+    assert len(aside) == 1
+
+
+@pytest.mark.parametrize("pmid", ["\u00b2", "3" * 25, "3" * 5000])
+def test_an_article_without_a_usable_pmid_has_none(pmid):
+    assert jats.read(article(1, pmid=pmid).encode()).pmid is None
+
+
+def test_files_that_are_empty_or_passed_over_are_named(tmp_path):
+    files = {
+        "pubmed25n0001.xml.gz": b"",
+        "a.jsonl.zst": b"",
+        "b.XML": b"x",
+        "c.tar": b"x",
+        "d.md5": b"",
+    }
+    found, manifest, aside = parsed(tmp_path, **files, **{"PMC1.xml": article(1).encode()})
+    assert found.keys() == {"PMC:1"}
+    assert {line["file"]: line["reason"] for line in aside} == {
+        "pubmed25n0001.xml.gz": "the file is empty",
+        "a.jsonl.zst": "the file is empty",
+    }
+    assert manifest["passed_over"] == {".XML": 1, ".md5": 1, ".tar": 1}
+
+
+def test_a_folder_that_links_to_itself_is_read_once(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in/PMC1.xml").write_text(article(1))
+    manifest = parse.parse(tmp_path / "in", tmp_path / "out", 0)
+    assert len(manifest["files"]) == 1
+
+
+def test_a_link_to_nothing_is_one_clear_error(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/PMC1.xml").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"--input=.*: PMC1\.xml: No such file"):
+        parse.parse(tmp_path / "in", tmp_path / "out", 0)
+    assert not list(tmp_path.glob("out*"))

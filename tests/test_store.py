@@ -203,6 +203,14 @@ def test_other_manifests(store, tmp_path, change, message):
         TokenStore(copy, "train")
 
 
+def test_another_vocabulary(store, tmp_path):
+    copy = shutil.copytree(store, tmp_path / "store")
+    file = copy / "vocabulary/sentencepiece.model"
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(UserError, match="is not the vocabulary of the tokens beside it"):
+        TokenStore(copy, "train")
+
+
 def test_no_such_split(store):
     with pytest.raises(UserError, match="no split 'test'; it has train, heldout"):
         TokenStore(store, "test")

@@ -42,7 +42,8 @@ class Unpacked(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while not self._rest:
             packed = self._frame.unused_data if self._frame and self._frame.eof else b""
-            if not (packed := packed or self._raw.read(1 << 17)):
+            # Little at once: a hostile file can unpack to 30,000 times its size.
+            if not (packed := packed or self._raw.read(1 << 12)):
                 if self._frame and not self._frame.eof:
                     raise EOFError("the file was cut")
                 return 0
@@ -68,8 +69,12 @@ def appearing(file: epath.Path) -> Iterator[IO[bytes]]:
     where nothing has a name before it is whole, it is written in its place."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if str(file).startswith("gs://"):
-        with file.open("wb") as stream:
-            yield stream
+        try:
+            with file.open("wb") as stream:
+                yield stream
+        except BaseException:  # closing it has published what there was
+            file.unlink(missing_ok=True)
+            raise
         return
     beside = file.with_name(f"{file.name}.{os.getpid()}.partial")
     with beside.open("wb") as stream:

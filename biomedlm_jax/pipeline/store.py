@@ -90,6 +90,12 @@ class TokenStore:
         self.eos_id: int = self.manifest["vocabulary"]["eos_id"]
         self.vocabulary_sha256: str = self.manifest["vocabulary"]["sha256"]
         self.vocabulary_path = file_in(self.path / "vocabulary", "write the store again")
+        found = hashlib.sha256(self.vocabulary_path.read_bytes()).hexdigest()
+        if found != self.vocabulary_sha256:
+            raise UserError(
+                f"{self.vocabulary_path} is not the vocabulary of the tokens beside it: its sha256 "
+                f"is {found}, the manifest says {self.vocabulary_sha256}; copy the store again"
+            )
         folder = self.path / split
         self._array = _open(folder / "tokens", (self.tokens,), TOKEN_SHARD)
         self._table = _open(folder / "documents", (self.rows, len(COLUMNS)), DOCUMENT_SHARD)

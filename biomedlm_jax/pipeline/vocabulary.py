@@ -177,22 +177,22 @@ class _ByteLevel:
 
 def _refused(settings: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> list[str]:
     """What of a tokenizer.json makes other ids than GPT-2's rules, or loses text."""
-    model, before = settings["model"], settings["pre_tokenizer"] or {}
-    names = tokenizer.get_vocab()
+    model, before = settings["model"], settings.get("pre_tokenizer") or {}
+    kind, names = type(tokenizer.model).__name__, tokenizer.get_vocab()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     last = tokenizer.get_vocab_size() - 1
-    added = [(token["id"], token["content"]) for token in settings["added_tokens"]]
+    added = [(token["id"], token["content"]) for token in settings.get("added_tokens") or []]
     foreign = [name for name in names if name != END_OF_TEXT and not set(name) <= set(alphabet)]
     refusals = {
-        f"its model is {model['type']}, not BPE": model["type"] != "BPE",
-        "a normalizer changes its text": settings["normalizer"],
-        "it cuts or pads": settings["truncation"] or settings["padding"],
+        f"its model is {kind}, not BPE": kind != "BPE",
+        "a normalizer changes its text": settings.get("normalizer"),
+        "it cuts or pads": settings.get("truncation") or settings.get("padding"),
         "its pre-tokenizer is not ByteLevel alone": before.get("type") != "ByteLevel"
-        or not before["use_regex"],
+        or not before.get("use_regex", True),
         "add_prefix_space is on": before.get("add_prefix_space"),
-        "its post-processor is not ByteLevel": settings["post_processor"]
+        "its post-processor is not ByteLevel": settings.get("post_processor")
         and settings["post_processor"]["type"] != "ByteLevel",
-        "its decoder is not ByteLevel": (settings["decoder"] or {}).get("type") != "ByteLevel",
+        "its decoder is not ByteLevel": (settings.get("decoder") or {}).get("type") != "ByteLevel",
         "its model drops merges, marks words or spells bytes": any(
             model.get(name)
             for name in (

@@ -21,6 +21,7 @@ from data.parsing.markup import SAFELY, MarkupError, Unreadable, collapse, plain
 
 ROOTS = ("article", "OAI-PMH", "pmc-articleset")
 LARGEST = 32 << 20  # bytes of a file; it is read as a whole, and its tree is some times larger
+MOST_TAGS = 2_000_000
 OPEN_LICENCES = ("CC-BY", "CC0/public domain")
 
 _LEFT_OUT = {
@@ -112,15 +113,23 @@ def release_order(name: str) -> tuple[str, str]:
     return found[0] if found else "", name
 
 
-def articles(stream: IO[bytes]) -> Iterator[Article | Unreadable]:
+@dataclasses.dataclass(frozen=True)
+class Withdrawal:
+    """PMC's OAI service says that an article is no longer there."""
+
+    pmcid: int
+
+
+def articles(stream: IO[bytes]) -> Iterator[Article | Withdrawal | Unreadable]:
     """The articles of a file with one of ROOTS, and what could not be read."""
     source = stream.read(LARGEST + 1)
-    if len(source) > LARGEST:
-        yield Unreadable("article", f"over {LARGEST} bytes; what holds several can be divided")
+    if len(source) > LARGEST or source.count(b"<") > MOST_TAGS:
+        size = f"over {LARGEST} bytes or {MOST_TAGS} tags"
+        yield Unreadable("article", f"{size}; what holds several articles can be divided")
         return
     try:
         root = _root(source)
-    except MarkupError as error:
+    except ValueError as error:
         yield Unreadable("article", str(error))
         return
     if tag(root) == "article":
@@ -129,16 +138,23 @@ def articles(stream: IO[bytes]) -> Iterator[Article | Unreadable]:
     if tag(root) not in ROOTS:
         yield Unreadable("article", f"root element is {tag(root)}, not article")
         return
-    number = 0
-    for element in root.iter("article", "header"):
+    number, answers = 0, 0
+    for element in root.iter("article", "header", "error", "Reply"):
+        answers += 1
         if tag(element) == "article":
             number += 1
             yield _or_unreadable(element, f"article {number}")
+        elif tag(element) != "header":
+            said = element.get("error") or collapse(element.text or "")
+            yield Unreadable(f"answer {answers}", f"PMC answered with an error: {said}")
         elif element.get("status") == "deleted":
-            id = element.findtext("identifier")
-            yield Unreadable(f"record {id}", "deleted by PMC")
-    if not number and (error := root.findtext("error")):
-        yield Unreadable("start", f"PMC answered with an error: {error}")
+            id = element.findtext("identifier") or ""
+            if found := re.search(r":(\d{1,18})$", id):
+                yield Withdrawal(int(found[1]))
+            else:
+                yield Unreadable(f"record {id}", "deleted by PMC, but it is not said which")
+    if not answers:
+        yield Unreadable("start", "no article in it")
 
 
 def read(source: bytes) -> Article:
@@ -167,7 +183,7 @@ def _root(source: bytes) -> Any:
 def _or_unreadable(element: Any, position: str) -> Article | Unreadable:
     try:
         return _article(element)
-    except MarkupError as error:
+    except ValueError as error:  # MarkupError, or a name that lxml does not take
         return Unreadable(position, str(error))
 
 
@@ -191,7 +207,7 @@ def _article(root: Any) -> Article:
     return Article(
         pmcid=int(pmcid),
         version=int(version[1]) if version else 1,
-        pmid=int(pmid) if pmid.isdigit() else None,
+        pmid=int(pmid) if re.fullmatch("[0-9]{1,18}", pmid) else None,
         doi=ids.get("doi"),
         date=_date(meta),
         language=_LANGUAGES.get(language, language),

@@ -51,18 +51,19 @@ def read(stream: IO[bytes]) -> Iterator[Piece | Other | Unreadable]:
             elif line.strip():
                 item = _item(line, where)
                 yield item
-                if number == 1 and isinstance(item, Unreadable) and _is_json(line):
+                if number == 1 and isinstance(item, Unreadable) and _is_other(line):
                     return  # of another kind: one word for the file, not one a line
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+    except (EOFError, zlib.error, zstandard.ZstdError) as error:
         yield Unreadable(f"after line {number}", f"damaged file: {error}")
 
 
-def _is_json(line: bytes) -> bool:
+def _is_other(line: bytes) -> bool:
+    """Whether it is JSON, but not of The Pile's form."""
     try:
-        json.loads(line)
-    except ValueError:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
         return False
-    return True
+    return not (isinstance(values, dict) and {"text", "meta"} <= values.keys())
 
 
 def _item(line: bytes, where: str) -> Piece | Other | Unreadable:
@@ -72,7 +73,7 @@ def _item(line: bytes, where: str) -> Piece | Other | Unreadable:
         if name not in SETS:
             return Other(str(name))
         encoded = text.encode()  # half of a surrogate pair has no bytes
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         cut = "" if line.endswith(b"\n") else "; the file ends here"
         return Unreadable(where, f"not a line of The Pile: {error!r}{cut}")
     if not text.strip():

@@ -10,6 +10,7 @@ record, and what is broken, or larger than LARGEST, costs that record and no oth
 
 import codecs
 import dataclasses
+import gzip
 import re
 import zlib
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from data.parsing.markup import SAFELY, MarkupError, Unreadable, plain, tag
 
 ROOTS = ("PubmedArticleSet", "MedlineCitationSet", "PubmedBookArticleSet")
 LARGEST = 16 << 20  # bytes of a record; the largest real ones are under 2 MB
+MOST_TAGS = 1_000_000  # of a record; each takes 100 bytes and more
 
 _RELEASE = re.compile(r"(\d\d)n(\d{4,})\.xml")
 _RETRACTED = {"Retracted Publication"}
@@ -29,13 +31,15 @@ _NOTICE = {"Retraction of Publication", "Retraction Notice"}  # until 2024, and 
 _RECORDS = ("PubmedArticle", "PubmedBookArticle", "MedlineCitation", "DeleteCitation",
             "DeleteDocument")  # fmt: skip
 _NAMES = "|".join(_RECORDS).encode()
-_BEGIN = re.compile(rb"<(%s)(?=[\s>/])" % _NAMES)
+_BEGIN = re.compile(rb"<(%s)(?=[\s>/])|<!--|<!\[CDATA\[" % _NAMES)
+_ENDS = {b"<!--": b"-->", b"<![CDATA[": b"]]>"}  # what is inside is no record
 _END_OF_SET = re.compile(rb"</(?:%s)\s*>" % "|".join(ROOTS).encode())
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 # Lets entities stand as they are, for `markup.plain`; nothing is loaded.
 _DOCTYPE = b'<!DOCTYPE record SYSTEM "pubmed.dtd">'
 _DECLARED = re.compile(rb"""^\s*<\?xml[^>]*\bencoding\s*=\s*["']([\w.-]+)""")
 _PMID = re.compile(rb"<PMID\b[^>]*>\s*(\d+)")
+_NUMBER = re.compile(r"\s*[0-9]{1,18}\s*")
 _CHUNK = 1 << 18
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
@@ -98,11 +102,14 @@ def read(stream: IO[bytes]) -> Iterator[Citation | Deletion | Unreadable]:
         where = (
             f"record {number}, byte {position}, PMID {found[1].decode() if found else 'unknown'}"
         )
+        if source.count(b"<") > MOST_TAGS:
+            yield Unreadable(where, f"over {MOST_TAGS} tags")
+            continue
         try:
-            yield _item(etree.fromstring(_DOCTYPE + source, parser))
+            yield from _items(etree.fromstring(_DOCTYPE + source, parser))
         except etree.XMLSyntaxError as error:
             yield Unreadable(where, f"broken XML: {error.msg}")
-        except MarkupError as error:
+        except ValueError as error:  # MarkupError, or a name that lxml does not take
             yield Unreadable(where, str(error))
 
 
@@ -110,6 +117,11 @@ def _records(stream: IO[bytes]) -> Iterator[tuple[int, int, bytes] | Unreadable]
     """(number from 1, byte at which it begins, XML) of each record; also damage between them."""
     buffer, number = _Buffer(stream), 0
     while begin := buffer.find(_BEGIN):
+        if end := _ENDS.get(begin[0]):
+            buffer.drop(begin.end())
+            if not buffer.pass_over(end):
+                break
+            continue
         number += 1
         position, name = buffer.position + begin.start(), begin[1]
         buffer.drop(begin.start())
@@ -125,7 +137,7 @@ def _records(stream: IO[bytes]) -> Iterator[tuple[int, int, bytes] | Unreadable]
             yield number, position, source
     if buffer.damage:
         yield Unreadable(f"byte {buffer.position + len(buffer.data)}", buffer.damage)
-    elif not _END_OF_SET.search(buffer.data) and not _empty_set(buffer.data):
+    elif not (buffer.ended or _END_OF_SET.search(buffer.data) or _empty_set(buffer.data)):
         yield Unreadable(f"byte {buffer.position + len(buffer.data)}", "the file has no end tag")
 
 
@@ -151,6 +163,7 @@ class _Buffer:
         self._begun = False
         self.data = bytearray()
         self.position = 0  # of data[0] in the stream
+        self.ended = False  # the end of the set was passed
         self.damage = ""  # why the stream ended, where it was not its end
 
     def fill(self) -> bool:
@@ -167,7 +180,7 @@ class _Buffer:
                 self.data += chunk
         except LookupError as error:
             self.damage, chunk = str(error), b""
-        except (OSError, EOFError, zlib.error, UnicodeError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeError) as error:
             self.damage, chunk = f"damaged file: {error}", b""
         return bool(chunk)
 
@@ -182,9 +195,19 @@ class _Buffer:
             # A match that touches the end may be longer, or another, with what follows.
             if found and found.end() < len(self.data):
                 return found
+            self.ended = self.ended or bool(_END_OF_SET.search(self.data))
             self.drop(max(0, len(self.data) - 100))
             if not self.fill():
                 return None
+
+    def pass_over(self, end: bytes) -> bool:
+        """Forgets all up to `end` and it too; whether it came."""
+        while (found := self.data.find(end)) < 0:
+            self.drop(max(0, len(self.data) - len(end)))
+            if not self.fill():
+                return False
+        self.drop(found + len(end))
+        return True
 
     def is_empty(self) -> bool:
         """Whether the record that begins the data is a tag without content, such as <X/>."""
@@ -212,12 +235,22 @@ class _Buffer:
                 return False, None
 
 
-def _item(element: Any) -> Citation | Deletion:
+def _items(element: Any) -> Iterator[Citation | Deletion | Unreadable]:
     name = tag(element)
     if name in ("DeleteCitation", "DeleteDocument"):
-        return Deletion(tuple(_number(e.text) for e in element.iter("PMID")))
-    if name == "PubmedBookArticle":
-        return _book(element)
+        texts = [e.text for e in element.iter("PMID")]
+        bad = [text for text in texts if not _NUMBER.fullmatch(text or "")]
+        yield Deletion(tuple(int(text) for text in texts if text not in bad))
+        for text in bad:
+            yield Unreadable(name, f"{text!r} is not a PMID")
+    elif name == "PubmedBookArticle":
+        yield _book(element)
+    else:
+        yield _wrapped(element)
+
+
+def _wrapped(element: Any) -> Citation:
+    name = tag(element)
     citation = element if name == "MedlineCitation" else element.find("MedlineCitation")
     if citation is None:
         raise MarkupError("a PubmedArticle without MedlineCitation")
@@ -236,7 +269,7 @@ def _citation(element: Any, data: Any) -> Citation:
     ids = _ids(data)
     return Citation(
         pmid=_number(pmid.text),
-        version=_number(pmid.get("Version", "1")),
+        version=_version(pmid),
         date=_date(article.find("Journal/JournalIssue/PubDate")),
         language=article.findtext("Language") or "und",
         title=_title(article.find("ArticleTitle")),
@@ -265,7 +298,7 @@ def _book(element: Any) -> Citation:
     dates = (document.find("ContributionDate"), document.find("Book/PubDate"))
     return Citation(
         pmid=_number(pmid.text),
-        version=_number(pmid.get("Version", "1")),
+        version=_version(pmid),
         date=next((found for d in dates if (found := _date(d))), ""),
         language=document.findtext("Language") or "und",
         title=_title(title),
@@ -283,9 +316,16 @@ def _book(element: Any) -> Citation:
 
 
 def _number(text: str | None) -> int:
-    if not re.fullmatch(r"\s*[0-9]{1,18}\s*", text or ""):
-        raise MarkupError(f"{text!r} is not a PMID or its version")
+    if not _NUMBER.fullmatch(text or ""):
+        raise MarkupError(f"{text!r} is not a PMID")
     return int(text or "")
+
+
+def _version(pmid: Any) -> int:
+    text = pmid.get("Version", "1")
+    if not re.fullmatch(r"\s*[0-9]{1,9}\s*", text):
+        raise MarkupError(f"{text!r} is not the version of a citation")
+    return int(text)
 
 
 def _title(element: Any) -> str:

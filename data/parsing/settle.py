@@ -6,8 +6,9 @@ disk, so 50 million rows need no larger machine than 50.
 
 NLM's rules: a deletion removes what was published up to it; of the rest the highest version
 counts, of equal versions that in the latest file, of the same file the last. Retracted is what says
-so itself, or what a notice that counts names; the notice goes as well. An abstract whose article is
-there in full goes too.
+so itself, in either form, or what a notice that counts names; the notice goes as well. An abstract
+whose article is there in full goes too. The two are known to be one by the article's PMID or by the
+citation's PMCID.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ import pyarrow as pa
 from etils import epath
 from pyarrow import parquet
 
-from data.tables import Database, TableWriter
+from data.tables import Database, TableWriter, copy
 
 KEPT = "kept"
 _HELD = 1 << 13  # rows in memory
@@ -34,7 +35,8 @@ COLUMNS = pa.schema(
         ("source", pa.string()),
         ("number", pa.int64()),  # PMID, PMCID, or of The Pile
         ("version", pa.int32()),
-        ("pmid", pa.int64()),  # of an article
+        ("pmid", pa.int64()),  # of an article, where it says so
+        ("pmcid", pa.int64()),  # of a citation, where it says so
         ("text", pa.bool_()),
         ("retracted", pa.bool_()),
         ("notice", pa.bool_()),
@@ -44,20 +46,26 @@ COLUMNS = pa.schema(
 
 _SETTLE = """
 create temp table gone as
-  select number, max(rank) as rank from items where item = 'deletion' group by number;
+  select source, number, max(rank) as rank from items where item = 'deletion' group by all;
 
 create temp table placed as
   select items.*, coalesce(gone.rank >= items.rank, false) as deleted,
     row_number() over (
-      partition by source, items.number, coalesce(gone.rank >= items.rank, false)
+      partition by items.source, items.number, coalesce(gone.rank >= items.rank, false)
       order by version desc, items.rank desc, ordinal desc
     ) as place
-  from items left join gone on items.item = 'citation' and gone.number = items.number
+  from items left join gone on gone.source = items.source and gone.number = items.number
   where item in ('citation', 'article', 'piece');
 
+create temp table linked as
+  select pmcid, min(number) as pmid from placed
+    where item = 'citation' and place = 1 and not deleted and pmcid is not null group by pmcid;
+
+update placed set pmid = linked.pmid from linked
+  where item = 'article' and placed.pmid is null and placed.number = linked.pmcid;
+
 create temp table retractions as
-  select number as pmid from placed
-    where item = 'citation' and place = 1 and not deleted and retracted
+  select pmid from placed where pmid is not null and place = 1 and not deleted and retracted
   union
   select r.number from items r join placed p on r.shard = p.shard and r.ordinal = p.ordinal
     where r.item = 'retracts' and p.place = 1 and not p.deleted and p.notice;
@@ -69,7 +77,7 @@ create temp table whole as
       and not (closed or notice or retracted);
 
 create temp table settled as
-  select shard, row, source,
+  select shard, row, source, pmid,
     case
       when deleted then 'deleted'
       when place > 1 and item = 'piece' then 'same text'
@@ -115,14 +123,13 @@ class Rows:
 
 
 def settle(tables: list[epath.Path], output: epath.Path) -> dict[str, dict[str, int]]:
-    """Writes (shard, row) of every document that counts to `output`; returns how many of each
+    """Writes (shard, row, pmid) of every document that counts to `output`; returns how many of each
     source came to which end: {"abstract": {"kept": 3, "revised": 1}}."""
     with Database(items=tables) as (query, temporary):
         for statement in _SETTLE.split(";\n"):
             query.execute(statement)
-        kept = f"select shard, row from settled where verdict = '{KEPT}' order by shard, row"
-        query.execute(f"copy ({kept}) to '{temporary}/kept.parquet' (format parquet)")
-        output.write_bytes((temporary / "kept.parquet").read_bytes())
+        kept = f"select shard, row, pmid from settled where verdict = '{KEPT}' order by shard, row"
+        copy((query, temporary), kept, output)
         counts: dict[str, dict[str, int]] = {}
         ends = "select source, verdict, count(*) from settled group by all order by all"
         for source, verdict, count in query.execute(ends).fetchall():
@@ -130,8 +137,9 @@ def settle(tables: list[epath.Path], output: epath.Path) -> dict[str, dict[str, 
     return counts
 
 
-def rows_of(shard: int, table: epath.Path) -> list[int]:
-    """The rows of a shard in a table that `settle` wrote, rising."""
+def rows_of(shard: int, table: epath.Path) -> dict[int, int | None]:
+    """{row: PMID} of a shard's documents in a table that `settle` wrote; the PMID of an article
+    is perhaps known from its citation alone."""
     with table.open("rb") as stream:
-        found = parquet.read_table(stream, filters=[("shard", "=", shard)], columns=["row"])
-    return found["row"].to_pylist()
+        found = parquet.read_table(stream, filters=[("shard", "=", shard)], columns=["row", "pmid"])
+    return dict(zip(found["row"].to_pylist(), found["pmid"].to_pylist(), strict=True))

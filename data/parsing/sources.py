@@ -7,14 +7,15 @@ Told apart by their root element, or for The Pile by their name:
     The Pile                     .jsonl, .jsonl.zst  `pile.py`
 """
 
-import contextlib
+import collections
 import gzip
 import hashlib
 import io
+import os
 import tarfile
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import lxml.etree as etree
 import zstandard
@@ -27,42 +28,64 @@ from data.parsing.jats import Article
 from data.parsing.markup import SAFELY, Unreadable, tag
 from data.parsing.pubmed import Citation, Deletion
 
-Item = Citation | Deletion | Article | pile.Piece | pile.Other | Unreadable
-DAMAGE = (OSError, EOFError, zlib.error, tarfile.TarError, zstandard.ZstdError)  # while reading
+Item = Citation | Deletion | Article | jats.Withdrawal | pile.Piece | pile.Other | Unreadable
+# What a file does to its reader. Other errors of the system may pass, and end the run instead.
+DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, tarfile.TarError, zstandard.ZstdError)
 
 _NAMES = (".xml", ".xml.gz", ".nxml", ".nxml.gz", ".tar.gz", ".jsonl", ".jsonl.zst")
 _HEAD = 1 << 20  # bytes in which the root element must begin
 _GROUP = 16 << 20  # bytes on disk of small files that one item of work reads
 
 
-def candidates(folder: epath.Path) -> dict[str, int]:
-    """{path below `folder`: bytes} of all files that could be read, in the order in which they
+class Listing(NamedTuple):
+    """files: {path below the folder: bytes} of all that could be read, in the order in which they
     were published: of two versions of the same thing the one in the later file counts.
+    others: {ending: how many} of those that are passed over.
+    fingerprint: changes when a file does."""
+
+    files: dict[str, int]
+    others: dict[str, int]
+    fingerprint: str
+
+
+def listing(folder: epath.Path) -> Listing:
+    """What is below `folder`.
 
     Raises:
-      UserError: there are none.
+      UserError: nothing that could be read, or a file that is named but not there.
     """
     if not folder.is_dir():
         raise UserError(f"--input={folder} is no folder; name the one that holds NCBI's files")
-    found = {
-        str(file.relative_to(folder)): file.stat().length
-        for file in _below(folder)
-        if file.name.endswith(_NAMES)
-    }
+    found: dict[str, int] = {}
+    others: collections.Counter[str] = collections.Counter()
+    digest = 0
+    for file in _below(folder, set()):
+        name = str(file.relative_to(folder))
+        if not name.endswith(_NAMES):
+            others["".join(file.suffixes[-2:]) or file.name] += 1
+            continue
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise UserError(f"--input={folder}: {name}: {error.strerror or error}") from error
+        found[name] = status.length
+        line = f"{name} {status.length} {status.mtime}".encode()
+        digest ^= int.from_bytes(hashlib.sha256(line).digest(), "big")  # in any order
     if not found:
         raise UserError(
             f"--input={folder} holds no file to read; PubMed's end in .xml or .xml.gz, PMC's in "
             ".nxml or .tar.gz, The Pile's in .jsonl or .jsonl.zst"
         )
-    return {name: found[name] for name in sorted(found, key=_published)}
+    files = {name: found[name] for name in sorted(found, key=_published)}
+    return Listing(files, dict(sorted(others.items())), f"{digest:064x}")
 
 
 def groups(files: dict[str, int]) -> list[list[str]]:
     """The files in their order, small neighbours together: PMC has millions of single articles."""
     found: list[list[str]] = []
-    size = _GROUP
+    size = 0
     for name, nbytes in files.items():
-        if size + nbytes > _GROUP:
+        if not found or size + nbytes > _GROUP:
             found.append([])
             size = 0
         found[-1].append(name)
@@ -101,9 +124,8 @@ class File:
                 yield from self._read(counted)
             except DAMAGE as error:
                 yield Unreadable("after what was read", f"damaged file: {error}")
-            with contextlib.suppress(OSError):  # it was said above; bytes and hash end there
-                while counted.read(1 << 20):
-                    pass
+            while counted.read(1 << 20):
+                pass
 
     def count(self, data: bytes) -> None:
         self.bytes += len(data)
@@ -115,6 +137,8 @@ class File:
             if self._name.endswith(".zst"):
                 raw = io.BufferedReader(Unpacked(raw), 1 << 20)
             yield from pile.read(raw)
+            if not self.bytes:
+                yield Unreadable("start", "the file is empty")
         elif self._name.endswith(".tar.gz"):
             self.kind = "articles"
             yield from _archive(raw)
@@ -124,6 +148,8 @@ class File:
 
     def _xml(self, stream: Any) -> Iterator[Item]:
         head, damage = _head(stream)
+        if damage and not head:
+            raise damage
         root = _root_element(head)
         stream = io.BufferedReader(_Rejoined(head, damage, stream), 1 << 20)
         if root in pubmed.ROOTS:
@@ -138,11 +164,14 @@ class File:
             yield Unreadable("start", f"root element is {root}")
 
 
-def _below(folder: epath.Path) -> Iterator[epath.Path]:
-    """All files; epath has no recursive glob."""
+def _below(folder: epath.Path, seen: set[str]) -> Iterator[epath.Path]:
+    """All files; epath has no recursive glob. A link to a folder above is not followed again."""
+    if (real := os.path.realpath(folder)) in seen and not str(folder).startswith("gs://"):
+        return
+    seen.add(real)
     for entry in folder.iterdir():
         if entry.is_dir():
-            yield from _below(entry)
+            yield from _below(entry, seen)
         else:
             yield entry
 
@@ -169,14 +198,17 @@ def _root_element(head: bytes) -> str | Unreadable:
         return Unreadable("start", "the file is empty")
     parser = etree.XMLPullParser(events=("start",), **SAFELY)
     try:
-        parser.feed(head)
+        try:
+            parser.feed(head)
+        except etree.XMLSyntaxError as error:
+            # The parser may have met the root, and then something broken further on.
+            for _, element in parser.read_events():
+                return tag(element)  # pyright: ignore
+            return Unreadable(f"line {error.lineno}", f"not XML: {error.msg}")
         for _, element in parser.read_events():
             return tag(element)  # pyright: ignore
-    except etree.XMLSyntaxError as error:
-        # The parser may have met the root, and then something broken further on.
-        for _, element in parser.read_events():
-            return tag(element)  # pyright: ignore
-        return Unreadable(f"line {error.lineno}", f"not XML: {error.msg}")
+    except ValueError as error:  # of a name that lxml does not take, with a prefix never declared
+        return Unreadable("start", f"not XML: {error}")
     return Unreadable("start", f"no element in the first {len(head)} bytes")
 
 
@@ -185,8 +217,9 @@ def _archive(raw: IO[bytes]) -> Iterator[Item]:
     name leads out of the archive, is refused all the same: NCBI's archives have none, so the
     archive is not what it seems."""
     name, articles = "nothing", 0
+    unpacked = gzip.GzipFile(fileobj=raw)
     try:
-        with tarfile.open(fileobj=gzip.GzipFile(fileobj=raw), mode="r|") as archive:
+        with tarfile.open(fileobj=unpacked, mode="r|", tarinfo=_Member) as archive:
             for member in archive:
                 archive.members.clear()  # or a million of them are kept  # pyright: ignore
                 name = member.name
@@ -204,11 +237,28 @@ def _archive(raw: IO[bytes]) -> Iterator[Item]:
                         yield item
                 else:
                     yield Unreadable(name, "a link or device, not a file")
-    except DAMAGE as error:
+            rest: Any = archive.fileobj
+            while piece := rest.read(1 << 20):  # zeros; and the checksum is behind them
+                if piece.strip(b"\0"):
+                    raise tarfile.ReadError("there is more behind the end of the archive")
+    except (*DAMAGE, ValueError) as error:  # ValueError: of a header's numbers
         yield Unreadable(f"after {name}", f"damaged file: {error}")
         return
     if not articles:
         yield Unreadable("start", "no file in it ends in .nxml or .xml")
+
+
+class _Member(tarfile.TarInfo):
+    """Without it, a header that is damaged or missing would pass for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, *arguments: Any) -> tarfile.TarInfo:
+        try:
+            return super().frombuf(*arguments)
+        except tarfile.EOFHeaderError:  # pyright: ignore
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
 
 
 class _Counted(io.RawIOBase):
