@@ -35,6 +35,7 @@ from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.lines import appearing
 
 WORK = "work"
+_LOST = "Channel closed prematurely"  # what Beam says when a worker is gone
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _ITEMS = "items.txt"  # of a step: names and weights, for the progress bar
 _SAFE = re.compile(r"[\w.-]+")
@@ -159,6 +160,12 @@ def run(steps: list[Step], runner: Runner) -> None:
             _on_beam(steps, runner)
         except Exception as error:
             found = re.findall(r"UserError: (.*?)(?: \[while running|\\n|\n|$)", str(error))
+            if _LOST in str(error):
+                raise UserError(
+                    "a worker process was ended from outside, as the system does where memory runs "
+                    "out; the same command goes on where this one stopped, with fewer --workers if "
+                    "need be"
+                ) from error
             if not found:
                 log.flush()
                 log.seek(0)

@@ -214,6 +214,36 @@ def test_a_full_disk_is_one_clear_error_and_then_goes_on(built, tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_one_clear_error(built, tmp_path):
+    """As the system does to the largest process where memory runs out."""
+    output = tmp_path / "corpus"
+    run = subprocess.Popen(
+        command(output, "--workers=2"),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while run.poll() is None and len(summaries(tmp_path / "corpus.partial")) < 4:
+        time.sleep(0.002)
+    for worker in workers_of(run.pid):
+        os.kill(worker, signal.SIGKILL)
+    said = run.communicate()[1]
+    assert run.returncode == 2
+    assert "error: a worker process was ended from outside" in said
+    assert "Traceback" not in said
+    subprocess.run(command(output), cwd=ROOT, check=True, capture_output=True)
+    assert contents(output) == contents(built)
+
+
+def workers_of(pid: int) -> list[int]:
+    """Processes that a process has started, and those that they have."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    children = [int(line) for line in found.stdout.split()]
+    return [*children, *(below for child in children for below in workers_of(child))]
+
+
 @pytest.mark.parametrize("more", [[], ["--vocabulary=somewhere", "--size=600"]])
 def test_asks_for_one_vocabulary(tmp_path, more):
     arguments = [f"--input={SAMPLE}", f"--output={tmp_path / 'out'}", *more]
