@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import documents, parse
-from data.parsing import pubmed
+from data.parsing import records
 from tests.test_jats import article
 from tests.test_parse import archive, citation, deletion
 
@@ -207,4 +207,4 @@ def test_a_citation_of_50_megabytes_is_named(tmp_path):
     texts, _, (line,) = parsed(folder, tmp_path / "output")
     assert sorted(texts) == ["PMID:1", "PMID:3"]
     assert line["position"] == f"record 2, byte {content.index(citation(2, long))}"
-    assert line["reason"] == f"a PubmedArticle of over {pubmed.LARGEST} bytes"
+    assert line["reason"] == f"a PubmedArticle of over {records.LARGEST} bytes"

@@ -23,7 +23,7 @@ from etils import epath
 
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.lines import Unpacked
-from data.parsing import jats, pile, pubmed
+from data.parsing import jats, pile, pubmed, records
 from data.parsing.jats import Article
 from data.parsing.markup import SAFELY, Unreadable, tag
 from data.parsing.pubmed import Citation, Deletion
@@ -152,7 +152,7 @@ class File:
             raise damage
         root = _root_element(head)
         stream = io.BufferedReader(_Rejoined(head, damage, stream), 1 << 20)
-        if root in pubmed.ROOTS:
+        if root in records.ROOTS:
             self.kind = "citations"
             yield from pubmed.read(stream)
         elif root in jats.ROOTS:
