@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from absl import flags
 from etils import epath
@@ -34,7 +35,7 @@ from biomedlm_jax import entry
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from data import documents, parse, stages, tokenizer
 from data.documents import Document
-from data.parsing import pubmed
+from data.parsing import records
 
 WORDS = (
     "chromatography", "cytotoxicity", "ECG", "GATA", "Immunohistochemistry", "myocardium",
@@ -164,11 +165,21 @@ def one_archive(corpus: Path, folder: Path, nbytes: int) -> None:
                     break
 
 
-def _until(nbytes: int, file: object) -> Iterator[int]:
-    copy = 0
-    while file.tell() < nbytes:  # pyright: ignore[reportAttributeAccessIssue]
+def _until(nbytes: int, file: IO[bytes] | gzip.GzipFile) -> Iterator[int]:
+    """Numbers of copies until `file` has `nbytes`.
+
+    Raises:
+      UserError: a copy added nothing.
+    """
+    copy, size = 0, file.tell()
+    while size < nbytes:
         yield copy
-        copy += 1
+        if file.tell() == size:
+            raise entry.UserError(
+                "--corpus has no citations (.xml, .xml.gz) or no articles "
+                "(oa_comm_xml*.tar.gz) to copy; name a folder with NCBI's files of both"
+            )
+        copy, size = copy + 1, file.tell()
 
 
 def _copy(corpus: Path, folder: Path, copy: int) -> None:
@@ -204,7 +215,7 @@ def _records(source: bytes) -> bytes:
     """What stands between the tags of the set."""
     begin = _ROOT.search(source)
     assert begin
-    ends = [source.rfind(f"</{root}".encode()) for root in pubmed.ROOTS]
+    ends = [source.rfind(f"</{root}".encode()) for root in records.ROOTS]
     return source[begin.end() : max(ends)]
 
 

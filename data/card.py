@@ -27,7 +27,8 @@ MARKDOWN, PAGE = "card.md", "card.html"
 
 
 def write(store: epath.Path, documents: epath.Path | None, output: epath.Path) -> None:
-    """Writes card.md and card.html into the folder `output`, in place of older ones.
+    """Writes card.md and card.html into the folder `output`, in place of older ones; both are
+    written before either gets its name.
 
     documents: the folder that the store was made from, or None.
 
@@ -41,7 +42,7 @@ def write(store: epath.Path, documents: epath.Path | None, output: epath.Path) -
         PAGE: card_page.page(heading, found),
     }
     try:
-        with contextlib.ExitStack() as files:  # one only with the other
+        with contextlib.ExitStack() as files:
             for name, text in texts.items():
                 files.enter_context(appearing(output / name)).write(text.encode())
     except OSError as error:

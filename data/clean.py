@@ -4,20 +4,19 @@ Takes a folder of documents as `parse.py` writes it and leaves one of the same f
 too short, not English, there twice or nearly so, or what gives away the test sets below
 --benchmarks. Beside the manifest:
 
-    dropped.jsonl.zst     every document that is gone, and why; see `_line`
+    dropped.jsonl.zst     every document that is gone, and why; see `report.line`
     contamination.json    which test items stand in the corpus, and where; with --benchmarks
 
 The rules are those of `describe.Rules`, `contamination.py` and `choose.py` in `cleaning/`; the last
 also says which of several stays. Steps over all cores (`stages.py`): each shard is described once,
 queries over the tables decide, the shards are copied without what is dropped. Memory holds a batch
-of documents, `tables.MEMORY` of a query, or 4 bytes for each document that has a likeness.
+of documents, or `tables.MEMORY` of a query, or 4 bytes for each document that the first three of
+`choose.py`'s rules leave.
 """
 
 import collections
 import dataclasses
 import functools
-import json
-import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,20 +28,16 @@ from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.store import document_id
 from data import documents, stages
-from data.cleaning import choose, contamination, describe, duplicates
+from data.cleaning import choose, contamination, describe, duplicates, report
 from data.cleaning.contamination import Matcher
 from data.cleaning.describe import PARTS, Rules
+from data.cleaning.report import CONTAMINATION, DROPPED
 from data.documents import MANIFEST, QUARANTINE, SHARDS, Document
 from data.stages import SERIAL, Runner, Step
 
-DROPPED, CONTAMINATION = "dropped.jsonl.zst", "contamination.json"
-_OWN = (
-    "heldout_per_mille",
-    "splits",
-    "tally",
-    "sha256",
-    "shards",
-)  # of manifest.json, for `documents.finish`
+__all__ = ["CONTAMINATION", "DROPPED"]  # what is there beside documents
+
+_OWN = ("heldout_per_mille", "splits", "tally", "sha256", "shards")  # of `documents.finish`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +85,6 @@ class Clean:
     def _manifest(self) -> dict[str, Any]:
         return documents.read_manifest(self.input)
 
-    @functools.cached_property
-    def _matcher(self) -> Matcher | None:
-        return _matcher(str(self._sought)) if self.benchmarks else None
-
     def __getstate__(self) -> dict[str, Any]:
         """Without what was cached."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -113,24 +104,17 @@ class Clean:
         return {"all": 1}
 
     def _documents(self, name: str) -> Iterator[Document]:
-        return documents.read_shard(
-            self.input / SHARDS / self._manifest["shards"][int(name)]["name"]
-        )
+        shard = self._manifest["shards"][int(name)]
+        return documents.read_shard(self.input / SHARDS / shard["name"], shard["sha256"])
 
     def _tables(self, name: str) -> list[epath.Path]:
         count = len(self._manifest["shards"])
         return [describe.table(self._place, name, shard) for shard in range(count)]
 
     def _describe(self, name: str) -> dict[str, Any]:
+        matcher = _matcher(str(self._sought)) if self.benchmarks else None
         found = self._documents(name)
-        count = describe.describe(int(name), found, self._place, self.rules, self._matcher)
-        shard = self._manifest["shards"][int(name)]
-        if count != shard["documents"]:
-            raise UserError(
-                f"--input={self.input}: {SHARDS}/{shard['name']} has {count} documents and not "
-                f"{shard['documents']} as its manifest says; copy or write the folder again"
-            )
-        return {"documents": count}
+        return {"documents": describe.describe(int(name), found, self._place, self.rules, matcher)}
 
     def _contain(self, name: str) -> dict[str, Any]:
         anchors = self._tables(f"anchors/{name}")
@@ -140,9 +124,9 @@ class Clean:
         pairs = [self._place / f"contained/{name}.parquet" for name in self._parts()]
         sought = self._sought if self.benchmarks else None
         facts, hits = self._tables("facts"), self._tables("hits")
-        found = choose.choose(facts, hits, pairs, sought, self.rules, self._place)
+        found, left = choose.choose(facts, hits, pairs, sought, self.rules, self._place)
         given = [(item, how, document_id(source, number)) for item, how, source, number in found]
-        return {"report": contamination.report(self._sought, given) if sought else None}
+        return {"report": contamination.report(self._sought, given, left) if sought else None}
 
     def _candidates(self, name: str) -> dict[str, Any]:
         output = self._place / f"candidates/{name}.parquet"
@@ -170,13 +154,15 @@ class Clean:
             for row, document in enumerate(self._documents(name)):
                 if verdict and verdict["doc"] == (int(name) << 32) + row:
                     end = verdict["reason"]
-                    dropped.write(documents.line_of(_line(document, verdict)))
+                    dropped.write(documents.line_of(report.line(document, verdict)))
                     verdict = next(verdicts, None)
                 else:
                     end = "kept"
                     writer.write(document)
                 counts[document.source, end] += 1
                 nbytes[end] += len(document.text.encode())
+            if verdict:
+                raise RuntimeError(f"{verdict} is of no document in shard {name}")
         ends: dict[str, dict[str, int]] = {}
         for (source, end), count in counts.items():
             ends.setdefault(source, {})[end] = count
@@ -194,54 +180,26 @@ class Clean:
             {key: shard[key] for key in ("name", "documents", "sha256", "tally")}
             for shard in done.values()
         ]
-        counts = _counts(list(done.values()))
+        counts = report.counts(list(done.values()))
         if not any(shard["documents"] for shard in shards):
             ends = ", ".join(f"{count} {end}" for end, count in counts["clean"].items())
             raise UserError(f"--input={self.input}: no document stays of these: {ends}")
-        with documents.compressed(self.folder / DROPPED) as dropped:
-            for name in done:
-                for line in documents.lines(self._place / f"{name}.dropped.zst"):
-                    dropped.write(line)
+        report.write_dropped(self.folder, [self._place / f"{name}.dropped.zst" for name in done])
         if (self.input / QUARANTINE).exists():
             (self.folder / QUARANTINE).write_bytes((self.input / QUARANTINE).read_bytes())
-        near = stages.summaries(self.folder, "resemble")["all"]
-        bands, rows = duplicates.bands_and_rows(self.rules.near)
+        compared = stages.summaries(self.folder, "resemble")["all"]
+        found = stages.summaries(self.folder, "choose")["all"]["report"]
         before = {key: value for key, value in self._manifest.items() if key not in _OWN}
+        before["counts"] = {**before.get("counts", {}), **counts}
         documents.finish(
             self.folder,
             [shard for shard in shards if shard["documents"]],
             self._manifest["heldout_per_mille"],
-            **{
-                **before,
-                "counts": {**before.get("counts", {}), **counts},
-                "cleaning": {
-                    **dataclasses.asdict(self.rules),
-                    "input sha256": self._manifest["sha256"],
-                    "hashes": duplicates.HASHES,
-                    "bands": bands,
-                    "rows": rows,
-                    "compared pairs": near["candidates"],
-                    "similar pairs": near["similar"],
-                    "unicode": unicodedata.unidata_version,
-                },
-                "benchmarks": self._contamination(),
-            },
+            **before,
+            cleaning=report.method(self.rules, self._manifest["sha256"], compared),
+            benchmarks=found and report.write_contamination(self.folder, self._sought, found),
         )
         return {"documents": sum(shard["documents"] for shard in shards)}
-        return {"documents": sum(shard["documents"] for shard in shards)}
-
-    def _contamination(self) -> dict[str, Any] | None:
-        """Writes contamination.json; returns the counts of it."""
-        report = stages.summaries(self.folder, "choose")["all"]["report"]
-        if report is None:
-            return None
-        (self.folder / CONTAMINATION).write_text(json.dumps(report, indent=1) + "\n")
-        files = json.loads((self._sought / contamination.ITEMS).read_text())["files"]
-        counts = {
-            name: {what: n for what, n in entry.items() if isinstance(n, int)}
-            for name, entry in report.items()
-        }
-        return {"items": counts, "files": files}
 
 
 def clean(
@@ -254,8 +212,8 @@ def clean(
     """Writes the documents of `input` that stay to `output` and returns its manifest.
 
     Raises:
-      UserError: `input` is no folder of documents or none of them stays, `benchmarks` can not be
-        read, or `output` is not empty or can not be written.
+      UserError: `input` is no folder of documents, was cleaned already, or none of them stays,
+        `benchmarks` can not be read, or `output` is not empty or can not be written.
     """
     source, target, rules = epath.Path(input), epath.Path(output), rules or Rules()
     tests = epath.Path(benchmarks) if benchmarks else None
@@ -264,9 +222,15 @@ def clean(
             f"--input={source} is no folder of documents: it has no {MANIFEST}; write one with "
             "`python -m data.parse`"
         )
+    manifest = documents.read_manifest(source)
+    if "cleaning" in manifest:
+        raise UserError(
+            f"--input={source} was cleaned already, and counts of both times can not be kept; "
+            "clean the folder that data.parse wrote"
+        )
     settings = {
         "input": str(source),
-        "documents": documents.read_manifest(source)["sha256"],
+        "documents": manifest["sha256"],
         "rules": dataclasses.asdict(rules),
         "benchmarks": contamination.fingerprint(tests) if tests else None,
     }
@@ -286,68 +250,16 @@ def _verdicts(shard: int, file: epath.Path) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _line(document: Document, verdict: dict[str, Any]) -> dict[str, Any]:
-    """Of dropped.jsonl.zst.
-
-    reason: "too short", "not English", "benchmark", "same text", "in a full text" or "near
-      duplicate".
-    like: the document that this one is like; of reason "benchmark" one that is gone for that
-      reason, or null where the document itself gives a test item away.
-    similarity: with it; estimated, but for "same text".
-    kept: the document that stays instead. Not the same as `like` where that one was dropped for a
-      third.
-    """
-    sources = ((verdict[f"{name}_source"], verdict[f"{name}_number"]) for name in ("like", "kept"))
-    like, kept = (document_id(*found) if found[0] else None for found in sources)
-    return {
-        "id": document.id,
-        "source": document.source,
-        "reason": verdict["reason"],
-        "similarity": verdict["similarity"],
-        "like": like,
-        "kept": kept,
-    }
-
-
-def _counts(done: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Ends of all documents, their bytes, and the ends by source."""
-    total: collections.Counter[str] = collections.Counter()
-    nbytes: collections.Counter[str] = collections.Counter()
-    sources: dict[str, collections.Counter[str]] = {}
-    for shard in done:
-        nbytes.update(shard["bytes"])
-        for source, ends in shard["ends"].items():
-            total.update(ends)
-            sources.setdefault(source, collections.Counter()).update(ends)
-    found = {"clean": total, "clean bytes": nbytes}
-    found |= {f"clean {source}": ends for source, ends in sorted(sources.items())}
-    return {name: dict(sorted(ends.items())) for name, ends in found.items()}
-
-
 @functools.lru_cache(1)
 def _matcher(place: str) -> Matcher:
     """One for all shards that a worker does."""
     return Matcher(epath.Path(place))
 
 
-def print_report(manifest: dict[str, Any]) -> None:
-    nbytes = manifest["counts"]["clean bytes"]
-    for end, count in manifest["counts"]["clean"].items():
-        print(f"{end:30}{count:>14,} documents {nbytes[end]:>16,} bytes")
-    if manifest["benchmarks"] is None:
-        print("no test set was kept out of it: --benchmarks was not given")
-        return
-    for name, counts in manifest["benchmarks"]["items"].items():
-        print(f"{name:38}{counts['found']:>6,} of {counts['items']:>6,} items are in the input")
-    for file in manifest["benchmarks"]["files"]:
-        if "not read" in file:
-            print(f"not read: {file['name']}: {file['not read']}")
-
-
 def main() -> None:
     given = flags.FLAGS
     runner = stages.given_runner()
-    print_report(clean(given.input, given.output, given_rules(), given.benchmarks, runner))
+    report.show(clean(given.input, given.output, given_rules(), given.benchmarks, runner))
 
 
 def given_rules() -> Rules:

@@ -167,10 +167,10 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
                 manifest["splits"][split][key]
         for key in ("heldout_per_mille", "sha256", "tally"):
             manifest[key]
-        names = [shard["name"] for shard in manifest["shards"]]
+        shards = [(shard["name"], shard["sha256"]) for shard in manifest["shards"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} was not written by `python -m data.parse`: {error!r}") from error
-    for name in names:
+    for name, _ in shards:
         if not (folder / SHARDS / name).exists():
             raise UserError(
                 f"--documents={folder} is not whole: {SHARDS}/{name} is missing; copy or write "
@@ -187,7 +187,7 @@ def read(folder: Folder, split: str | None = None) -> Iterator[Document]:
     """
     manifest = read_manifest(folder)
     for shard in manifest["shards"]:
-        for document in read_shard(folder / SHARDS / shard["name"]):
+        for document in read_shard(folder / SHARDS / shard["name"], shard["sha256"]):
             if split is None or split == split_of(document, manifest["heldout_per_mille"]):
                 yield document
 
@@ -196,21 +196,31 @@ def split_of(document: Document, heldout_per_mille: int) -> str:
     return SPLITS[is_heldout(document.id, heldout_per_mille)]
 
 
-def read_shard(file: Folder) -> Iterator[Document]:
+def read_shard(file: Folder, sha256: str | None = None) -> Iterator[Document]:
     """The documents of one file.
 
+    sha256: of its lines, from the manifest; what `parse.py` has not finished has none.
+
     Raises:
-      UserError: it is damaged, or a line is no document; the line is named by number.
+      UserError: it is damaged, or a line is no document, and that is named by number; or behind
+        the last document, its lines are not those of `sha256`.
     """
     number = 1
+    digest = hashlib.sha256()
     try:
         for line in lines(file):
+            digest.update(line)
             yield _document(line)
             number += 1
     except (zstandard.ZstdError, EOFError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{file}, line {number}, is no document: {error!r}; copy or write the folder again"
         ) from error
+    if sha256 and digest.hexdigest() != sha256:
+        raise UserError(
+            f"{file} is not the file that {MANIFEST} beside it lists: its {number - 1} lines have "
+            "another hash; copy or write the folder again"
+        )
 
 
 def to_line(document: Document) -> bytes:
@@ -227,7 +237,10 @@ def set_aside(file: str, what: Unreadable) -> bytes:
 
 
 def _document(line: bytes) -> Document:
-    values = json.loads(line)
+    text = line.decode()
+    values = json.loads(text)
+    if "\\u" in text:  # half of a surrogate pair can be written so, and nothing can encode it
+        line_of(values)
     values["types"] = tuple(values["types"])
     values["other_abstracts"] = tuple(values["other_abstracts"])
     document = Document(**values)

@@ -23,7 +23,9 @@ import concurrent.futures
 import contextlib
 import fcntl
 import hashlib
+import os
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -38,11 +40,14 @@ from biomedlm_jax.entry import UserError
 from data.fetching import download, ncbi
 from data.fetching.download import ContentError, Record
 from data.fetching.ncbi import Remote
+from data.fetching.progress import Progress
 from data.fetching.web import Client, FetchError, Settings
 
 CONNECTIONS, MOST_CONNECTIONS = 3, 8
 DEFAULTS = Settings()
 
+_LOCK = ".fetch.lock"
+_INTERRUPTED = 128 + signal.SIGINT  # exit code, as of a program that a signal ends
 _SHOWN = 5  # names in a message
 
 
@@ -87,7 +92,7 @@ def fetch(
         report = Report({}, [], {}, {}, [] if first else _left_over(source, remotes, output))
         remotes = remotes[: first or None]
         _require_space(output, remotes)
-        with _Progress({str(remote.target): remote.size for remote in remotes}) as progress:
+        with Progress({str(remote.target): remote.size for remote in remotes}) as progress:
             work = _Work(client, progress)
             one = work.archive if source == "pmc_oa" else work.citations
             pool = concurrent.futures.ThreadPoolExecutor(connections)
@@ -97,7 +102,7 @@ def fetch(
                     name = str(futures[future].target.relative_to(output))
                     _note(report, name, future)
             finally:
-                stop.set()
+                client.end()
                 pool.shutdown(cancel_futures=True)
     return report
 
@@ -119,15 +124,14 @@ def _note(report: Report, name: str, future: concurrent.futures.Future[Any]) -> 
 class _Work:
     """What one file takes. Both return whether it is new, and its record."""
 
-    def __init__(self, client: Client, progress: "_Progress") -> None:
+    def __init__(self, client: Client, progress: Progress) -> None:
         self._client, self._progress = client, progress
 
     def citations(self, remote: Remote) -> tuple[bool, Record]:
         wanted = ncbi.md5(self._client, remote)
 
         def check(file: Path) -> Record:
-            with file.open("rb") as content:
-                found = hashlib.file_digest(content, "md5").hexdigest()
+            found = _md5(file)
             # NLM may have issued the file again since.
             if found != wanted and found != (now := ncbi.md5(self._client, remote)):
                 raise ContentError(f"the md5 of what came is {found}, the server's .md5 says {now}")
@@ -137,93 +141,69 @@ class _Work:
         if record.get("md5") == wanted:
             self._progress.settle(remote.target)
             return False, record
-        new = self._fetch(remote.url, remote.target, check, {})
-        assert new is not None
-        return True, new
+        return self._fetch(remote.url, remote.target, check, remote.most, {})
 
     def archive(self, remote: Remote) -> tuple[bool, Record]:
-        list_url = remote.url.removesuffix(".tar.gz") + ".filelist.csv"
-        list_file = remote.target.with_name(list_url.rsplit("/", 1)[-1])
+        listed = self._list(remote)  # if there is none, the archive need not be fetched
+        before = download.record_of(remote.target)
+        new, record = self._fetch(
+            remote.url,
+            remote.target,
+            lambda file: self._compared(remote, file),
+            remote.most,
+            before,
+        )
+        if not new and record.get("list") != listed:
+            compared = self._compared(remote, remote.target)
+            record = download.restate(remote.target, {**record, **compared})
+        return new, record
 
-        def fetch_list() -> Record:
-            try:
-                self._fetch(list_url, list_file, _check_list, download.record_of(list_file))
-                return download.record_of(list_file)
-            except FetchError as error:
-                raise FetchError(f"its list of articles, {list_file.name}: {error}") from error
+    def _compared(self, remote: Remote, archive: Path) -> Record:
+        """The archive's articles with those of its list, which is fetched again if it is another
+        now: NCBI may have issued both while the archive came."""
+        found = ncbi.articles_in(archive)
+        listed = self._list(remote)
+        wanted = ncbi.articles_listed(_list_file(remote))
+        return {
+            "list": listed,
+            "articles": len(found),
+            "missing": sorted(wanted - found),
+            "unlisted": sorted(found - wanted),
+        }
 
-        def check(file: Path) -> Record:
-            found = ncbi.articles_in(file)
-            by = fetch_list()  # again, for NCBI may have issued both again since
-            wanted = ncbi.articles_listed(list_file)
-            return {
-                "list": by,
-                "articles": len(found),
-                "missing": sorted(wanted - found),
-                "unlisted": sorted(found - wanted),
-            }
+    def _list(self, remote: Remote) -> str:
+        """Fetches the list of an archive's articles if it is not there; returns its md5."""
+        file = _list_file(remote)
+        url = f"{remote.url.rsplit('/', 1)[0]}/{file.name}"
+        try:
+            self._fetch(url, file, _check_list, remote.most, download.record_of(file))
+        except FetchError as error:
+            raise FetchError(f"its list of articles, {file.name}: {error}") from error
+        return _md5(file)
 
-        by = fetch_list()  # if there is none, the archive need not be fetched
-        record = download.record_of(remote.target)
-        if new := self._fetch(remote.url, remote.target, check, record):
-            return True, new
-        if record["list"] != by:
-            record = download.restate(remote.target, {**record, **check(remote.target)})
-        return False, record
-
-    def _fetch(self, url: str, target: Path, check: Any, unless: Record) -> Record | None:
+    def _fetch(
+        self, url: str, target: Path, check: download.Check, most: int, unless: Record
+    ) -> tuple[bool, Record]:
         try:
             return download.fetch(
                 self._client, url, target, check,
-                lambda at, size: self._progress.moved(target, at, size), unless=unless,
+                lambda at, size: self._progress.moved(target, at, size), most=most, unless=unless,
             )  # fmt: skip
         finally:
             self._progress.settle(target)
 
 
+def _list_file(archive: Remote) -> Path:
+    return archive.target.with_name(archive.target.name.removesuffix(".tar.gz") + ".filelist.csv")
+
+
 def _check_list(file: Path) -> Record:
-    return {"articles": len(ncbi.articles_listed(file))}
+    return {"md5": _md5(file), "articles": len(ncbi.articles_listed(file))}
 
 
-class _Progress:
-    """A bar over the bytes of all files. Those whose size is not known yet count as the mean."""
-
-    def __init__(self, sizes: dict[str, int | None]) -> None:
-        self._sizes = sizes
-        self._at: dict[str, int] = {}
-        self._lock = threading.Lock()
-        self._bar = tqdm(desc="fetch", unit="B", unit_scale=True, file=sys.stderr)
-        self._bar.total = self._total()
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.close()
-
-    def moved(self, target: Path, at: int, size: int | None) -> None:
-        name = str(target)
-        with self._lock:
-            if name not in self._at:  # an earlier run's bytes say nothing of the speed
-                self._at[name] = at
-                self._bar.n += at
-                self._bar.last_print_n += at
-            if name not in self._sizes or size not in (None, self._sizes[name]):
-                self._sizes[name] = size
-                self._bar.total = self._total()
-            self._bar.update(at - self._at[name])
-            self._at[name] = at
-
-    def settle(self, target: Path) -> None:
-        """No more of this file will come."""
-        with self._lock:
-            self._sizes[str(target)] = self._at.get(str(target), 0)
-            self._bar.total = self._total()
-            self._bar.update(0)
-
-    def _total(self) -> float | None:
-        known = [size for size in self._sizes.values() if size is not None]
-        return len(self._sizes) * sum(known) / len(known) if known else None
+def _md5(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "md5").hexdigest()
 
 
 def _difference(record: Record) -> str:
@@ -242,9 +222,13 @@ def _alone(output: Path) -> Iterator[None]:
     """Two runs in one folder would write into the same partial files."""
     try:
         output.mkdir(parents=True, exist_ok=True)
-        lock = (output / ".fetch.lock").open("w")
+        # What is there already stays as it is, and a link is not followed to somebody else's file.
+        mode = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        lock = os.fdopen(os.open(output / _LOCK, mode, 0o666), "a")
     except OSError as error:
-        raise UserError(f"--output={output} can not be written: {error.strerror}") from error
+        raise UserError(
+            f"--output={output} can not be written: {error.filename}: {error.strerror}"
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -269,8 +253,9 @@ def _require_space(output: Path, remotes: list[Remote]) -> None:
     for remote in remotes:
         partial = remote.target.with_name(remote.target.name + download.PARTIAL)
         if remote.size and not download.record_of(remote.target):
-            there = partial.stat().st_size if partial.exists() else 0
-            needed += max(0, remote.size - there)
+            # Also a file that is wrong: the new one takes its place.
+            there = (file.stat().st_size for file in (partial, remote.target) if file.exists())
+            needed += max(0, remote.size - sum(there))
     free = shutil.disk_usage(output).free
     if needed > free:
         raise UserError(
@@ -311,16 +296,20 @@ def _show(report: Report) -> None:
 
 def main() -> None:
     given = flags.FLAGS
-    report = fetch(
-        given.source,
-        Path(given.output),
-        given.mirror,
-        collections=given.collections,
-        pmc_folder=given.pmc_folder,
-        connections=given.connections,
-        first=given.first,
-        settings=Settings(retries=given.retries, timeout=given.timeout),
-    )
+    try:
+        report = fetch(
+            given.source,
+            Path(given.output),
+            given.mirror,
+            collections=given.collections,
+            pmc_folder=given.pmc_folder,
+            connections=given.connections,
+            first=given.first,
+            settings=Settings(retries=given.retries, timeout=given.timeout),
+        )
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
     _show(report)
 
 

@@ -5,6 +5,8 @@ a query spills to disk, so 50 million rows need no larger machine than 50.
 """
 
 import contextlib
+import errno
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,23 @@ import pyarrow as pa
 from etils import epath
 from pyarrow import parquet
 
+from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.lines import appearing
 
 # Of DuckDB. Each thread has buffers that can not be spilled: of 64 cores' they would fill MEMORY.
 MEMORY, THREADS = "300MB", 2
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ROWS = 1 << 16  # that a writer holds before it writes them
 
 
 class Database:
     """DuckDB within MEMORY and a view for each named list of parquet tables; in a `with` block,
     as (connection, temporary folder). Tables on gs:// are copied first. What does not fit into
-    MEMORY goes to the system's folder for temporary files, TMPDIR."""
+    MEMORY goes to the system's folder for temporary files, TMPDIR.
+
+    Raises, as the block ends:
+      UserError: there is no room in TMPDIR.
+    """
 
     def __init__(self, **views: list[epath.Path]) -> None:
         self._views = views
@@ -47,9 +55,24 @@ class Database:
             self._connection.read_parquet(files).create_view(name)
         return self._connection, folder
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._connection.close()
         self._folder.cleanup()
+        said = str(error[1])
+        if isinstance(error[1], duckdb.OutOfMemoryException):  # TMPDIR took no more of it
+            raise no_room(said.split("\n", 1)[0]) from error[1]
+        lacking = [text for text in map(os.strerror, _NO_ROOM) if text in said]
+        if isinstance(error[1], duckdb.IOException) and lacking:
+            raise no_room(lacking[0]) from error[1]
+
+
+def no_room(reason: str) -> UserError:
+    """Of temporary files that could not be written."""
+    return UserError(
+        f"TMPDIR={tempfile.gettempdir()} has no room for temporary files ({reason}); make room "
+        "there or set TMPDIR to a folder on a larger disk; the same command goes on where this one "
+        "stopped"
+    )
 
 
 def _local(table: epath.Path, folder: Path) -> Path:

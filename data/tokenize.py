@@ -94,8 +94,9 @@ class Tokenize:
 
     def _encoded(self, name: str) -> Iterator[tuple[Document, list[int]]]:
         """Documents of a shard with their ids; the next ones are read meanwhile."""
-        file = self.input / SHARDS / self._manifest["shards"][int(name)]["name"]
-        for batch in _ahead(_batches(documents.read_shard(file))):
+        shard = self._manifest["shards"][int(name)]
+        file = self.input / SHARDS / shard["name"]
+        for batch in _ahead(_batches(documents.read_shard(file, shard["sha256"]))):
             rows = self._vocabulary.encode_batch([document.text for document in batch])
             yield from zip(batch, rows, strict=True)
 

@@ -45,7 +45,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.request_seen.status = code
         self.send_response(code)
         for name, value in dict(headers).items():
-            self.send_header(name, value)
+            self.send_header(name, value)  # as Latin-1
         if code != 304 and "Transfer-Encoding" not in dict(headers):
             self.send_header("Content-Length", str(len(body) if length is None else length))
         self.end_headers()
@@ -122,7 +122,7 @@ class Server(http.server.ThreadingHTTPServer):
         for number in numbers:
             noise = random.Random(number).randbytes(filler).hex()
             texts = "".join(citation(100 * number + i) for i in range(records))
-            xml = f"<PubmedArticleSet>{texts}</PubmedArticleSet><!-- {noise} -->"
+            xml = f"<PubmedArticleSet>{texts}<!-- {noise} --></PubmedArticleSet>"
             name = f"pubmed25n{number:04}.xml.gz"
             self.put_citations(f"/{folder}/{name}", gzip.compress(xml.encode(), 1, mtime=0))
             self.files[f"/{folder}/{name.removesuffix('.xml.gz')}_stats.html"] = b"<html></html>"
@@ -257,6 +257,31 @@ def in_pieces(handler):
     for begin in range(0, len(content) // 2, 1000):
         handler.wfile.write(b"3e8\r\n" + content[begin : begin + 1000] + b"\r\n")
     handler.close_connection = True
+
+
+def in_chunks(*lines):
+    """These lines as a body of chunks; a number stands for the size of the next."""
+
+    def fault(handler):
+        handler.answer(200, {"Transfer-Encoding": "chunked"})
+        handler.wfile.write(b"\r\n".join(lines))
+        handler.close_connection = True
+
+    return fault
+
+
+def endless(code, most, **headers):
+    """A body without a length: zeros until the client goes, or `most` of them were sent."""
+
+    def fault(handler):
+        stated = {name.replace("_", "-"): value for name, value in headers.items()}
+        handler.answer(code, {**stated, "Transfer-Encoding": "chunked"})
+        while handler.request_seen.sent < most:
+            handler.wfile.write(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
+            handler.request_seen.sent += 1 << 16
+        handler.wfile.write(b"0\r\n\r\n")
+
+    return fault
 
 
 def changing(path, content, after):

@@ -107,6 +107,76 @@ def test_every_form_is_read(tmp_path):
     assert left == {"LICENSE", "MedQuAD.tar.gz"}
 
 
+BIOASQ = {
+    "id": "5c",
+    "body": "Which?",
+    "documents": ["https://pubmed.ncbi.nlm.nih.gov/78/", "http://x.org/79"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("BioASQ-training11b.json", "train"),
+        ("training11b.json", "train"),
+        ("BioASQ-trainingDataset2b.json", "train"),
+        ("BioASQ-task9bPhaseB-testset1.json", "test"),
+        ("BioASQ-task9bPhaseA-testset1", None),
+        ("11B4_golden.json", "test"),
+    ],
+)
+def test_names_that_bioasq_gives_its_files(tmp_path, name, split):
+    """Its training file has the items of former tests again: they stay items of a test."""
+    content = json.dumps({"questions": [BIOASQ]})
+    if not split:
+        with pytest.raises(UserError, match="does not end in"):
+            read(tmp_path, {name: content})
+        return
+    found = read(tmp_path, {name: content})
+    (item,) = found.items["bioasq", "5c"]
+    assert (item.split, item.pmids) == (split, (78,))
+    both = read(tmp_path, {"9B1_golden.json": content})
+    assert benchmarks.split_of(both.items["bioasq", "5c"]) == "test"
+
+
+def test_a_question_without_documents_is_read(tmp_path):
+    """As of a test set whose questions alone are published."""
+    asked = {"questions": [{"id": "5d", "body": "Which?", "type": "list"}]}
+    found = read(tmp_path, {"BioASQ-task9bPhaseA-testset1.json": json.dumps(asked)})
+    assert found.items["bioasq", "5d"][0].texts == ("Which?",)
+
+
+def test_the_same_place_in_two_files_is_not_the_same_item(tmp_path):
+    """But where the question is the same."""
+    other = {**MEDQA, "question": "Which of these?"}
+    found = read(
+        tmp_path,
+        {
+            "Taiwan/4_options/test.jsonl": lines(other),
+            "Taiwan/test.jsonl": lines(other, MEDQA),
+            "US/4_options/test.jsonl": lines({**MEDQA, "question": VIGNETTE.upper()}),
+            "US/test.jsonl": lines(MEDQA),
+            "hf/test.json": lines(
+                {"id": "test-00000", "sent1": VIGNETTE, "sent2": "", "label": 0}
+                | {f"ending{n}": f"option {n}" for n in range(4)}
+            ),
+        },
+    )
+    assert {id: len(forms) for (_, id), forms in found.items.items()} == {
+        "test-00000": 2,
+        "test-00001": 1,
+        "US/4_options/test.jsonl test-00000": 3,
+    }
+
+
+def test_line_breaks_of_other_kinds_stay_within_a_row(tmp_path):
+    """U+2028 and U+0085 may stand in JSON as they are."""
+    question = "one\u2028two\x85three\u2029four"
+    row = json.dumps({**MEDQA, "question": question}, ensure_ascii=False)
+    found = read(tmp_path, {"dev.jsonl": f"{row}\r\n{row}\n\n"})
+    assert [item.texts for (item,) in found.items.values()] == [(question,)] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -153,16 +223,21 @@ def find(matcher, texts):
 
 
 def test_which_words_are_looked_for(tmp_path):
-    """13 in a row of a long question, all of one of 8 to 12, and options with a short one."""
+    """13 in a row of a long question, all of one of 8 to 12 with its options or without, and
+    options with a shorter one."""
     rows = [
-        {**MEDQA, "question": "one two three four five six seven eight nine ten"},
+        {**MEDQA, "question": "one two three four five six seven eight nine ten", "options": {}},
         {**MEDQA, "question": "which one?", "options": {"A": "a b c d", "B": "e f g"}},
         {**MEDQA, "question": "too short?"},
         {**MEDQA, "question": " ".join(f"w{n}" for n in range(15)), "options": {"A": "never"}},
+        {
+            **MEDQA,
+            "question": "is this what a doctor would do next?",
+            "options": {"A": "a b c d e"},
+        },
     ]
-    rows[0]["options"] = {}
     sought, items = matcher(tmp_path, {"dev.jsonl": lines(*rows)})
-    assert [item["sought"] for item in items] == [True, True, False, True]
+    assert [item["sought"] for item in items] == [True, True, False, True, True]
     hits = find(
         sought,
         [
@@ -173,9 +248,35 @@ def test_which_words_are_looked_for(tmp_path):
             " ".join(f"w{n}" for n in range(1, 14)),
             " ".join(f"w{n}" for n in range(1, 13)),
             " ".join(f"W{n}," for n in range(15)) + " never",
+            "He asked: Is this what a doctor would do next? It was.",
+            "would do next? A B C D E",
+            "what a doctor would do next? A B C D E is this",
+            "Is this what a doctor would do next? A B C D E",
         ],
     )
-    assert [text for text, _ in hits] == [0, 3, 4, 6, 6, 6]
+    assert [text for text, _ in hits] == [0, 3, 4, 6, 6, 6, 7, 10, 10]
+
+
+def test_a_passage_is_found_behind_a_word_that_is_cut(tmp_path):
+    """Where a text is hashed in pieces there may be no white space: a gene of 8,000 letters."""
+    draw = random.Random(0)
+    before = " ".join(f"w{draw.randrange(10**6)}" for _ in range(40_000))[:258_000]
+    gene = "".join(draw.choice("acgt") for _ in range(8_000))
+    sought, _ = matcher(tmp_path, {"dev.jsonl": lines(MEDQA)})
+    hits = find(sought, [f"{before} {gene} {VIGNETTE}", "none", f"{before} {gene}"])
+    assert len(hits) == len(words.split(VIGNETTE)) - contamination.LONG + 1
+    assert {text for text, _ in hits} == {0}
+
+
+def test_marks_that_are_not_seen_hide_no_item(tmp_path):
+    sought, _ = matcher(tmp_path, {"dev.jsonl": lines(MEDQA)})
+    plain = find(sought, [VIGNETTE])
+    hidden = [
+        VIGNETTE.replace("fever", "fe\u00adver").replace("swell", "\ufeffswe\u200bll"),
+        VIGNETTE.replace("swelling", "swel-\nling").replace("urination", "urina\u00ad\ntion"),
+    ]
+    for text in hidden:
+        assert find(sought, [text]) == plain
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -260,11 +361,12 @@ def test_real_items_and_that_each_is_found(tmp_path):
     assert sum(not item["sought"] for item in items) == 6
     draw = random.Random(0)
     kept = [key for key, forms in found.items.items() if benchmarks.split_of(forms) != "train"]
-    texts = []
+    texts, long_enough = [], []
     for key in draw.sample(kept, 400):
         item = max(found.items[key], key=lambda one: len("".join(one.texts)))
-        texts.append("; ".join([*item.texts, *item.options]).upper().replace(",", "\n"))
+        longest = max((" ".join([text, *item.options]) for text in item.texts), key=len)
+        long_enough.append(len(words.split(longest)) >= contamination.SHORT)
+        texts.append("; ".join([*item.texts, *item.options]).upper().replace(",", ",\n"))
     hit = {text for text, _ in find(sought, texts)}
-    missed = [text for i, text in enumerate(texts) if i not in hit]
-    assert all(len(words.split(text)) < 13 or ";" in text for text in missed)
-    assert len(missed) <= 4
+    assert [i in hit for i in range(len(texts))] == long_enough
+    assert sum(long_enough) >= 396

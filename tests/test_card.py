@@ -21,6 +21,7 @@ from data import card, clean, documents, parse
 from data.cards import charts as card_charts
 from data.cards import facts as card_facts
 from data.cards import numbers as card_numbers
+from data.cards import rules as card_rules
 from data.cards.page import Chart, Table
 from data.cleaning.describe import Rules
 from data.tokenize import tokenize
@@ -156,6 +157,7 @@ class TestNumbers:
         }  # fmt: skip
         assert counts["clean"]["same text"] == 1
         assert counts["clean"]["benchmark"] == 1
+        assert "at least one of each pair of duplicates that was found is left out" in made.text
 
     def test_tokens_are_the_stores(self, made, manifest):
         units = ("documents", "bytes", "tokens")
@@ -198,9 +200,39 @@ class TestNumbers:
             "documents": 1
         }
         counts = manifest["documents"]["benchmarks"]["items"]["meqsum test"]
-        assert counts == {"items": 2, "too short to look for": 0, "found": 1}
+        assert {name: counts[name] for name in card_facts.ITEM} == {
+            "items": 2,
+            "too short to look for": 0,
+            "found": 1,
+        }
         row = made.counts("test set and part")["meqsum test"]
         assert row == {**counts, "by PMID": 0, "by words": 1}
+
+    def test_what_else_was_counted_reads_as_a_sentence(self, made):
+        (listed,) = re.findall(r"Also counted there: ([^.]*)\.", made.text)
+        among = listed.split(", ")
+        assert {"1 deleted PMIDs", "5 unreadable"} <= set(among)
+        assert all(re.fullmatch(r"[\d,]+ [a-zA-Z ]+", part) for part in among)
+
+    def test_other_counts_of_test_sets_have_a_column_each(self, corpus):
+        """Those of later versions of the cleaning, in whichever test sets they stand."""
+        facts = card_facts.read(epath.Path(corpus.store), epath.Path(corpus.cleaned))
+        items = facts.documents["benchmarks"]["items"]
+        items["meqsum test"] |= {"common, left in": 3, "share": 0.5, "names": ["x"]}
+        items["other test"] = {**items["meqsum test"], "found": 0, "new": 7}
+        assert facts.contamination
+        facts.contamination["other test"] = {"by pmid": {}, "by words": {}}
+        (table,) = (
+            t for t in card_rules.benchmarks(facts) if isinstance(t, Table) and not t.folded
+        )
+        first, *head = table.head
+        assert first == "test set and part"
+        rows = {name: dict(zip(head, numbers, strict=True)) for name, *numbers in table.rows}
+        assert {"found", "by PMID", "by words", "common, left in", "new"} < set(head)
+        assert not {"share", "names"} & set(head)
+        assert [row["common, left in"] for row in rows.values()] == [3, 3, 6]
+        assert [row["new"] for row in rows.values()] == [0, 7, 7]
+        assert [row["found"] for row in rows.values()] == [1, 0, 1]
 
     def test_markdown_and_page_have_the_same_tables(self, made):
         page = [
@@ -228,6 +260,17 @@ def test_years_are_folded_and_none_is_lost(tokens, undated):
     assert sum(row[1] for row in table.rows) == len(tally)
     assert sum(row[2] for row in table.rows) == sum(tokens.values()) + undated
     assert len(table.rows) <= 10 + 26 + 1
+
+
+def test_a_decade_is_named_by_the_years_that_are_there():
+    tally = {str(year): {"documents": 1, "tokens": year} for year in (1, 5, 1983, 1989, 1990, 2001)}
+    (table,) = (block for block in card_numbers.years(tally) if isinstance(block, Table))
+    assert [row[:3] for row in table.rows] == [
+        ["2001", 1, 2001],
+        ["1990", 1, 1990],
+        ["1983 to 1989", 2, 1983 + 1989],
+        ["1 to 5", 2, 6],
+    ]
 
 
 def test_misprinted_years_do_not_press_the_drawing():
@@ -313,7 +356,7 @@ class TestQuarantine:
         found = write(corpus.store, None, tmp_path / "card")
         assert "5 records or files could not be read" in found.text
         assert "was not at hand" in found.text
-        assert found.tables()["test set and part"][0][-1] == "found"
+        assert not {"by PMID", "by words"} & set(found.tables()["test set and part"][0])
 
 
 @pytest.fixture(scope="module")
@@ -335,6 +378,7 @@ class TestPlainStore:
             assert "The documents were not cleaned" in text
             assert "no test set was kept out of this corpus" in text
             assert "Nothing else was looked for" in text
+            assert "the same text may stand on both sides" in text
         assert "cleaned" not in plain.tables()
         assert "documents before cleaning" not in plain.text
 

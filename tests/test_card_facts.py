@@ -125,8 +125,9 @@ class TestContradictions:
         vocabulary = copy / "vocabulary" / "sentencepiece.model"
         whole = vocabulary.read_bytes()
         vocabulary.write_bytes(whole.replace(b"\xe2\x96\x81k", b"\xe2\x96\x81z", 1))
-        with pytest.raises(UserError, match=r"is not the vocabulary that .*manifest\.json names"):
+        with pytest.raises(UserError, match="is not the vocabulary of the tokens beside it"):
             card_facts.read(copy, None)
+        vocabulary.write_bytes(whole)
         shutil.rmtree(copy / "heldout")
         with pytest.raises(UserError, match="heldout"):
             card_facts.read(copy, None)

@@ -12,12 +12,38 @@ from hypothesis import strategies as st
 from data.cards import charts as card_charts
 from data.cards import page as card_page
 from data.cards.charts import Stage
-from data.cards.page import Section, Table, Text
+from data.cards.page import Points, Section, Table, Text
 
 
 def unescaped(cell):
-    text = re.sub(r"\\([^\w\s]|_)", r"\1", cell)
+    text = re.sub(r"\\([^\w\s]|_)", r"\1", cell.replace("@<!-- -->", "@"))
     return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("https://evil.example/x", r"https\://evil.example/x"),
+        ("FTP://evil.example", r"FTP\://evil.example"),
+        ("www.evil.example", r"www\.evil.example"),
+        ("a@evil.example", "a@<!-- -->evil.example"),  # after a backslash it would be a link
+        ("@user", "@<!-- -->user"),
+        ("mailto:a@evil.example", "mailto:a@<!-- -->evil.example"),
+        ("$x$ and $$y$$", r"\$x\$ and \$\$y\$\$"),
+        ("$`x`$", r"\$\`x\`\$"),
+        ("#1", r"\#1"),
+        ("16:10", "16:10"),
+    ],
+)
+def test_no_name_becomes_a_link_a_mention_or_mathematics(name, expected):
+    """These have no markup around them: GitHub makes something of them by itself."""
+    found = [Section("s", [Table([name, "n"], [[name, 1]]), Text(name), Points([name])])]
+    lines = card_page.markdown(name, found).splitlines()
+    assert lines[0] == f"# {expected}"
+    assert lines[4] == f"| {expected} | n |"
+    assert lines[6] == f"| {expected} | 1 |"
+    assert lines[8] == expected
+    assert lines[10] == f"- {expected}"
 
 
 @given(st.text(st.characters(codec=None), min_size=1, max_size=400))

@@ -208,6 +208,36 @@ def test_common_speech_does_not_put_an_abstract_into_a_full_text(cleaned):
     assert cleaned([*found[:50], document(1, common)]).reasons == {"PMID:1": "in a full text"}
 
 
+def test_copies_of_an_abstract_are_no_common_speech(cleaned):
+    """A hundred and one of them in three full texts, which have many copies themselves."""
+    draw = random.Random(0)
+    abstract = prose(draw, 100)
+    wholes = [f"{prose(draw, 300)} {abstract} {prose(draw, 300)}" for _ in range(3)]
+    found = [document(n, abstract) for n in range(1, 102)]
+    found += [document(n, wholes[n % 3], "full_text") for n in range(1, 106)]
+    draw.shuffle(found)
+    result = cleaned(found)
+    assert result.manifest["counts"]["clean"] == {"in a full text": 1, "kept": 3, "same text": 202}
+    assert all(id.startswith("PMC:") for id in result.kept)
+    abstracts = [line for id, line in result.dropped.items() if id.startswith("PMID:")]
+    assert {line["kept"] for line in abstracts} <= set(result.kept)
+
+
+def test_every_abstract_of_60_words_that_stands_in_a_full_text_is_found(cleaned):
+    """The least that has 3 anchors wherever it stands; and what is held out is treated no other
+    way, so nothing of it is trained on."""
+    draw = random.Random(0)
+    inside = [prose(draw, 60) for _ in range(300)]
+    found = [document(n, one) for n, one in enumerate(inside, 1)]
+    for number in range(0, 300, 10):
+        passages = [f"{prose(draw, 40)} {one}" for one in inside[number : number + 10]]
+        found.append(document(1000 + number, f"{' '.join(passages)} end", "full_text"))
+    assert 0 < sum(documents.is_heldout(one.id, 20) for one in found[:300]) < 300
+    result = cleaned(found)
+    assert set(result.reasons) == {f"PMID:{n}" for n in range(1, 301)}
+    assert set(result.reasons.values()) == {"in a full text"}
+
+
 TESTS = {
     "ori_pqal.json": json.dumps({"11": PUBMEDQA, "12": PUBMEDQA}),
     "dev.jsonl": lines(MEDQA),
@@ -246,32 +276,92 @@ def test_what_gives_test_items_away_goes(cleaned):
             "items": 1,
             "too short to look for": 0,
             "found": 1,
+            "common, left in": 0,
             "by pmid": {},
             "by words": {"dev-00000": ["PMID:13"]},
+            "left in": {},
         },
         "pubmedqa dev": {
             "items": 2,
             "too short to look for": 0,
             "found": 2,
+            "common, left in": 0,
             "by pmid": {"11": ["PMID:11"], "12": ["PMC:12"]},
             "by words": {"11": ["PILEA:19"], "12": ["PILEA:19"]},
+            "left in": {},
         },
     }
     assert result.manifest["benchmarks"]["items"]["medqa dev"] == {
-        "items": 1, "too short to look for": 0, "found": 1,
+        "items": 1, "too short to look for": 0, "found": 1, "common, left in": 0,
     }  # fmt: skip
     clean_before = cleaned(found)
     assert clean_before.manifest["benchmarks"] is None
     assert not (clean_before.folder / clean.CONTAMINATION).exists()
 
 
-def test_words_of_more_than_ten_documents_are_common_speech(cleaned):
+PASSAGES = {  # by item: number of texts, words of its 40 that each has, how many texts stay
+    "dev-00000": (10, 13, 0),
+    "dev-00001": (11, 13, 11),  # a run or two that so many texts have is common speech
+    "dev-00002": (11, 24, 11),  # 12 of the item's 28 runs
+    "dev-00003": (11, 25, 0),  # 13 of them
+    "dev-00004": (11, 40, 0),
+}
+
+
+def test_words_of_more_than_ten_texts_are_common_but_not_a_whole_passage(cleaned):
     draw = random.Random(0)
-    many = [document(n, f"{prose(draw)} {VIGNETTE}") for n in range(1, 12)]
-    result = cleaned(many, tests=TESTS)
-    assert len(result.kept) == 11
-    assert result.manifest["benchmarks"]["items"]["medqa dev"]["found"] == 0
-    assert cleaned(many[:10], [document(99, prose(draw))], tests=TESTS).kept == ["PMID:99"]
+    asked = {id: [f"{id[-1]}q{n}" for n in range(40)] for id in PASSAGES}
+    rows = [{**MEDQA, "question": " ".join(own), "options": {}} for own in asked.values()]
+    found, staying = [], []
+    for id, (count, length, left) in PASSAGES.items():
+        passage = " ".join(asked[id][40 - length :])
+        first = len(found) + 1
+        texts = [f"{prose(draw)} {passage} {prose(draw)}" for _ in range(count)]
+        found += [document(first + n, text) for n, text in enumerate(texts)]
+        staying += [one.id for one in found[len(found) - left :]] if left else []
+    result = cleaned(found, tests={"dev.jsonl": lines(*rows)})
+    assert result.kept == staying
+    report = json.loads((result.folder / clean.CONTAMINATION).read_text())["medqa dev"]
+    assert report["left in"] == {id: left for id, (_, _, left) in PASSAGES.items() if left}
+    assert report["common, left in"] == 2
+    assert {id: len(given) for id, given in report["by words"].items()} == {
+        id: count for id, (count, _, left) in PASSAGES.items() if not left
+    }
+
+
+def test_what_many_items_have_shows_none_of_them(cleaned):
+    """The last words of a dozen questions, in a dozen documents; and one has a whole question."""
+    draw = random.Random(0)
+    end = "which of the following is the most likely cause of all of this patient's symptoms"
+    asked = [f"{' '.join(f'v{i}x{n}' for i in range(16))} {end}" for n in range(12)]
+    rows = [{**MEDQA, "question": question, "options": {}} for question in asked]
+    found = [document(n, f"{prose(draw)} {end}") for n in range(1, 13)]
+    found.append(document(20, f"{prose(draw)} {asked[0]}"))
+    result = cleaned(found, tests={"dev.jsonl": lines(*rows)})
+    assert [line["id"] for line in result.dropped.values()] == ["PMID:20"]
+    assert result.manifest["benchmarks"]["items"]["medqa dev"] == {
+        "items": 12, "too short to look for": 0, "found": 1, "common, left in": 12,
+    }  # fmt: skip
+
+
+def test_copies_of_a_text_do_not_make_its_words_common(cleaned):
+    """A dozen copies of a document with one run of a test item, and a dozen near copies of one with
+    all of another."""
+    draw = random.Random(0)
+    other = VIGNETTE.replace(" ", "y ")
+    once = f"{prose(draw)} {' '.join(VIGNETTE.split()[:13])}"
+    whole = f"{prose(draw)} {other}"
+    texts = [once] * 12 + [f"{whole} changed{number}" for number in range(12)]
+    found = [document(n, one, date=str(2000 + n)) for n, one in enumerate(texts, 1)]
+    tests = {"dev.jsonl": lines(MEDQA, {**MEDQA, "question": other})}
+    result = cleaned([*found, document(99, prose(draw))], tests=tests)
+    assert result.kept == ["PMID:99"]
+    assert set(result.reasons.values()) == {"benchmark"}
+    report = json.loads((result.folder / clean.CONTAMINATION).read_text())["medqa dev"]
+    assert report["common, left in"] == 0
+    given = {id: {*documents} for id, documents in report["by words"].items()}
+    ids = [one.id for one in found]
+    assert given == {"dev-00000": {*ids[:12]}, "dev-00001": {*ids[12:]}}
 
 
 def corpora():
@@ -339,9 +429,29 @@ def test_folders_that_can_not_be_cleaned(cleaned, tmp_path):
     folder = write(tmp_path / "in", found[:1], found[1:])
     first, second = sorted((folder / "shards").iterdir())
     first.write_bytes(second.read_bytes())
-    with pytest.raises(UserError, match=r"shards/00000.jsonl.zst has 2 documents and not 1"):
+    with pytest.raises(UserError, match=r"shards/00000.jsonl.zst is not the file .* 2 lines"):
         clean.clean(folder, tmp_path / "out")
     first.write_bytes(second.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"00000.jsonl.zst, line .* is no document.*cut"):
+        clean.clean(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    cleaned(found)
+    with pytest.raises(UserError, match=r"was cleaned already.*clean the folder that data.parse"):
+        clean.clean(tmp_path / "1" / "out", tmp_path / "out")
+
+
+def test_a_shard_that_changes_between_two_steps_is_refused(tmp_path, monkeypatch):
+    """Another one with as many documents is put in its place when verdicts are there."""
+    found = [document(n, prose(random.Random(n))) for n in range(1, 5)]
+    folder = write(tmp_path / "in", found[:2], found[2:])
+    first, second = sorted((folder / "shards").iterdir())
+
+    def resolve(*given):
+        first.write_bytes(second.read_bytes())
+        return resolved(*given)
+
+    resolved = clean.choose.resolve
+    monkeypatch.setattr(clean.choose, "resolve", resolve)
+    with pytest.raises(UserError, match=r"00000.jsonl.zst is not the file that manifest.json"):
         clean.clean(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()

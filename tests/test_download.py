@@ -113,6 +113,21 @@ def test_what_passes_is_tried_again(server, tmp_path, faults, resumed):
         (ways.status(302, Location="ftp://elsewhere/x"), 1, "not https or http"),
         (ways.status(302, Location=PATH), 6, "over 5 redirects"),
         (lambda h: h.answer(200, {"Content-Encoding": "br"}, b"x"), 1, "sent as br"),
+        (ways.status(302, Location="http://[bad"), 1, r"redirected to 'http://\[bad', .* no addr"),
+        (ways.status(302, Location="/\xff\xfe"), 1, r"redirected to '/ÿþ', which is no address"),
+        (ways.status(302, Location="http://a..b/"), 1, "'a..b', label empty or too long"),
+        (ways.status(302, Location="http://a:99999/"), 1, "99999"),
+        (ways.status(302), 3, "unexpected answer 302 Found"),
+        (ways.status(503, Retry_After=f"Wed, 21 Oct {10**30} 07:28:00 GMT"), 3, "^503 Service"),
+        (ways.status(503, Retry_After="Wed, 21 Oct 9999 07:28:00 GMT"), 1, "asks to wait 2"),
+        (ways.in_chunks(b"-5", b"12345"), 3, r"attempts: 3\)"),
+        (ways.in_chunks(b"five", b"12345"), 3, r"attempts: 3\)"),
+        (ways.in_chunks(b"5" * 5000, b"12345"), 3, r"attempts: 3\)"),
+        (
+            ways.endless(200, 1 << 30),
+            1,
+            "over 67,108,864 bytes came, and the server states no number",
+        ),
     ],
 )
 def test_what_does_not_pass_is_an_error(server, tmp_path, fault, attempts, message):
@@ -125,6 +140,24 @@ def test_what_does_not_pass_is_an_error(server, tmp_path, fault, attempts, messa
     del server.always[PATH]
     run(server, tmp_path)
     assert_whole(server, tmp_path)
+
+
+@pytest.mark.parametrize("year", [str(10**30), "99999"])
+def test_a_last_modified_that_is_no_date(server, tmp_path, year):
+    server.validators, server.modified = {"Last-Modified"}, f"Wed, 21 Oct {year} 07:28:00 GMT"
+    server.faults[PATH] = [ways.drop(HALF)]
+    run(server, tmp_path)
+    assert_whole(server, tmp_path)
+    assert ranges(server) == [None, None]
+
+
+def test_a_redirect_with_an_endless_body_is_not_read(server, tmp_path):
+    content = server.files[PATH]
+    server.files[PATH + "/moved.xml.gz"] = content
+    server.faults[PATH] = [ways.endless(302, 1 << 30, Location=f"{PATH}/moved.xml.gz")]
+    assert list(run(server, tmp_path).fetched) == [f"{BASELINE}/{NAME}"]
+    assert (tmp_path / BASELINE / NAME).read_bytes() == content
+    assert server.to(NAME)[0].sent < 64 << 20  # what the system takes before the client goes
 
 
 def test_a_wrong_md5_names_what_was_expected_and_found(server, tmp_path):

@@ -2,10 +2,12 @@
 
 import fcntl
 import gzip
+import os
 import random
 import re
 import subprocess
 import sys
+import tarfile
 from typing import Any
 
 import pytest
@@ -138,12 +140,35 @@ def test_files_that_another_program_fetched_are_taken_if_they_are_right(server, 
     second = FIRST.replace("0001", "0002")
     (tmp_path / second).write_bytes(bytes(len(server.files[f"/{second}"])))
     before = [(tmp_path / name).stat().st_ino for name in (FIRST, ARCHIVE)]
-    run(server, "pubmed", tmp_path)
-    run(server, "pmc_oa", tmp_path)
+    assert FIRST in run(server, "pubmed", tmp_path).unchanged
+    assert ARCHIVE in run(server, "pmc_oa", tmp_path).unchanged
     assert [(tmp_path / name).stat().st_ino for name in (FIRST, ARCHIVE)] == before
     for name in (FIRST, second, ARCHIVE):
         assert (tmp_path / name).read_bytes() == server.files[f"/{name}"]
         assert (tmp_path / f"{name}{download.RECORD}").exists()
+
+
+def test_a_file_that_was_changed_on_the_disk_is_fetched_again(server, tmp_path):
+    """Also where its size is the same."""
+    second = FIRST.replace("0001", "0002")
+    run(server, "pubmed", tmp_path)
+    run(server, "pmc_oa", tmp_path)
+    for name in (FIRST, ARCHIVE, LIST):
+        whole = bytearray((tmp_path / name).read_bytes())
+        whole[-20] ^= 1
+        (tmp_path / name).write_bytes(whole)
+    os.utime(tmp_path / second)  # this one has a new time and the same content
+    before = (tmp_path / second).stat().st_ino
+    report = run(server, "pubmed", tmp_path)
+    assert list(report.fetched) == [FIRST]
+    assert second in report.unchanged
+    assert (tmp_path / second).stat().st_ino == before
+    assert list(run(server, "pmc_oa", tmp_path).fetched) == [ARCHIVE]
+    for name in (FIRST, second, ARCHIVE, LIST):
+        assert (tmp_path / name).read_bytes() == server.files[f"/{name}"]
+    server.requests.clear()
+    assert len(run(server, "pubmed", tmp_path).unchanged) == 3
+    assert not server.to(".xml.gz")  # the new time is known now
 
 
 def test_files_that_the_server_has_no_longer_are_named(server, tmp_path):
@@ -206,6 +231,14 @@ def test_a_checksum_as_md5sum_writes_it(server, tmp_path):
     assert len(run(server, "pubmed", tmp_path).fetched) == 3
 
 
+def with_header(key, value, times=1):
+    """An archive with an extended header that may say anything, as often as it is said."""
+    member = tarfile.TarInfo("PMC000xxxxxx/PMC901.xml")
+    member.pax_headers = {key: value}
+    written = member.tobuf(tarfile.PAX_FORMAT)
+    return gzip.compress(written[:-512] * times + written[-512:] + bytes(1024))
+
+
 @pytest.mark.parametrize(
     ("path", "content", "reason"),
     [
@@ -213,6 +246,11 @@ def test_a_checksum_as_md5sum_writes_it(server, tmp_path):
         (ARCHIVE, lambda whole: whole[:-100], r"damaged archive: Compressed file ended before"),
         (ARCHIVE, lambda whole: whole[:-8] + bytes(4) + whole[-4:], "damaged archive: CRC check"),
         (ARCHIVE, gzip.compress(b"no tar" * 1000), "damaged archive: (invalid|file could not)"),
+        (ARCHIVE, with_header("GNU.sparse.map", "abc"), "damaged archive: invalid literal for int"),
+        (ARCHIVE, with_header("GNU.sparse.size", "5" * 5000), "damaged archive: "),
+        (ARCHIVE, with_header("size", "-5120"), "damaged archive: "),
+        (ARCHIVE, with_header("size", str(10**24)), "damaged archive: .* is larger than the arc"),
+        (ARCHIVE, with_header("path", "x", times=2000), "damaged archive: maximum recursion"),
         (LIST, None, r"its list of articles, oa_comm_xml.*\.filelist\.csv: 404 Not Found"),
         (LIST, b"<html>Sorry</html>", r"its list .* is no list of articles: it begins \["),
         (LIST, b"", r"its list .* is no list of articles: it begins None"),
@@ -252,6 +290,30 @@ PMC914.xml, ...; 1 articles are not on its list: PMC907.xml"""
     report = run(server, "pmc_oa", tmp_path)
     assert (report.fetched, report.incomplete) == ({}, {})
     assert not run(server, "pmc_oa", tmp_path).incomplete
+
+
+def test_lists_with_a_mark_of_their_encoding_and_rows_without_a_name(server, tmp_path):
+    path = f"/{LIST}"
+    rows = b',"J. 2024 Jan 1; 1:1",,,,,no\nPMC000xxxxxx/,"J. 2024 Jan 1; 1:1",,,,,no\n\n'
+    server.files[path] = b"\xef\xbb\xbf" + server.files[path] + rows
+    report = run(server, "pmc_oa", tmp_path)
+    assert ARCHIVE in report.fetched
+    assert not report.incomplete
+    assert ncbi.articles_listed(tmp_path / LIST) == {"PMC901.xml", "PMC902.xml"}
+
+
+def test_both_are_issued_again_while_an_archive_comes(server, tmp_path):
+    whole = server.files[f"/{ARCHIVE}"]
+
+    def issued(handler):
+        server.add_archive(f"/{ARCHIVE}", [901, 902, 908])
+        ways.serve(handler)
+
+    server.faults[f"/{ARCHIVE}"] = [issued]
+    report = run(server, "pmc_oa", tmp_path)
+    assert report.incomplete == {}
+    assert (tmp_path / ARCHIVE).read_bytes() == server.files[f"/{ARCHIVE}"] != whole
+    assert (tmp_path / LIST).read_bytes() == server.files[f"/{LIST}"]
 
 
 def test_a_hostile_index_leads_nowhere(server, tmp_path):
@@ -326,6 +388,10 @@ def test_sizes_in_an_index():
         ({"mirror": "https://host:port"}, "is no web address"),
         ({"mirror": "https://[host"}, "is no web address"),
         ({"mirror": "https://host/?a=b"}, "is no web address"),
+        (
+            {"mirror": "http://ftp..ncbi.nlm.nih.gov"},
+            "/pubmed/baseline/: .*label.*is --mirror right",
+        ),
         ({"mirror": "http://127.0.0.1:1"}, "http://127.0.0.1:1/.*: .*refused.*is --mirror right"),
         ({"source": "pmc_oa", "collections": []}, "--collections=: there are oa_comm, oa_noncomm"),
         ({"source": "pmc_oa", "collections": ["oa_x"]}, "--collections=oa_x: there are"),
@@ -364,6 +430,27 @@ def test_one_run_at_a_time(server, tmp_path):
             run(server, "pubmed", tmp_path)
     assert not server.requests
     run(server, "pubmed", tmp_path)
+
+
+def test_a_lock_that_leads_elsewhere_is_not_followed(server, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.fetch.lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match=r"can not be written: .*\.fetch\.lock: Too many levels"):
+        run(server, "pubmed", tmp_path / "out")
+    assert (tmp_path / "mine").read_text() == "precious"
+    (tmp_path / "out/.fetch.lock").unlink()
+    (tmp_path / "out/.fetch.lock").write_text("a note")
+    run(server, "pubmed", tmp_path / "out")
+    assert (tmp_path / "out/.fetch.lock").read_text() == "a note"
+
+
+def test_what_is_there_needs_no_room(server, tmp_path, monkeypatch):
+    run(server, "pubmed", tmp_path)
+    for file in (tmp_path / BASELINE).glob("*.gz"):
+        os.utime(file)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    assert len(run(server, "pubmed", tmp_path).unchanged) == 3
 
 
 def test_few_connections_and_a_name(server, tmp_path):

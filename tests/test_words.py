@@ -4,6 +4,7 @@ import itertools
 import random
 
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -50,6 +51,53 @@ def test_a_long_text_is_hashed_in_pieces_as_a_whole():
     assert hashed.hashes[:51].tolist() == [int(part) for part in parts]
     assert np.diff(hashed.begins)[:3].tolist() == [1, 150_000, 0]
     assert hashed.hashes[-1] == words.hashed(["behind"]).hashes[0]
+
+
+def test_a_word_that_is_cut_is_cut_for_all():
+    """No white space where a long text is divided: words behind it are where `split` has them."""
+    draw = random.Random(0)
+    before = " ".join(f"w{draw.randrange(10**6)}" for _ in range(40_000))[:258_000]
+    gene = "".join(draw.choice("acgt") for _ in range(8_000))
+    text = f"{before} {gene} and behind it these words"
+    hashed = words.hashed([text])
+    found = words.split(text)
+    assert "".join(found[-7:-5]) == gene
+    assert found[-5:] == ["and", "behind", "it", "these", "words"]
+    assert len(found) == len(hashed.hashes)
+    single = [int(words.hashed([word]).hashes[0]) for word in found[-7:]]
+    assert hashed.hashes[-7:].tolist() == single
+
+
+SAME = [
+    ("severe pain", "se\u00advere pa\u200bin"),
+    ("severe pain", "\ufeffse\u200c\u200dvere\u2060 pain\ufe0f"),
+    ("severe pain", "se-\nvere pain"),
+    ("severe pain", "se\u2010\r\nvere pain"),
+    ("severe pain", "se\u00ad\nvere pain"),
+    ("\u00e5ngstr\u00f6m", "a\u00ad\u030angstro\u0308m"),
+]
+OTHER = [
+    ("COVID-19", "COVID-\n19", ["covid", "19"]),
+    ("pre- and post", "pre- \nand post", ["pre", "and", "post"]),
+    ("well-known", "well -\nknown", ["well", "known"]),
+]
+
+
+@pytest.mark.parametrize(("plain", "written"), SAME)
+def test_what_is_not_seen_divides_no_word(plain, written):
+    assert words.split(written) == plain.split()
+    assert words.hashed([written]).hashes.tolist() == words.hashed([plain]).hashes.tolist()
+
+
+@pytest.mark.parametrize(("plain", "written", "found"), OTHER)
+def test_a_hyphen_that_divides_words_still_does(plain, written, found):
+    assert words.split(written) == words.split(plain) == found
+
+
+@given(st.text("ab1-\u00ad\u2010\u200b\u0301 \n\r", max_size=80))
+def test_words_are_those_that_are_hashed(text):
+    single = [int(words.hashed([word]).hashes[0]) for word in words.split(text)]
+    assert words.hashed(["x", text, "y"]).hashes.tolist()[1:-1] == single
 
 
 @given(st.sets(st.integers(0, 2**64 - 1)), st.lists(st.integers(0, 2**64 - 1)))

@@ -108,7 +108,7 @@ def _read(facts: Facts) -> str:
     read = facts.documents["counts"]["read"]
     names = [name for name in dict.fromkeys(ITEMS.values()) if name in read]
     items = " and ".join(f"{read[name]:,} {name}" for name in names)
-    more = [f"{written(n)} {count:,}" for n, count in read.items() if n not in ITEMS.values()]
+    more = [f"{count:,} {written(n)}" for n, count in read.items() if n not in ITEMS.values()]
     among = f" Also counted there: {', '.join(more)}." if more else ""
     return (
         f"{len(facts.documents['files']):,} files held {items}.{among} Each item comes to one end "
@@ -166,9 +166,11 @@ def years(tally: dict[str, dict[str, int]]) -> list[Block]:
     """The newest years have a row each, those before them one a decade; the drawing has all."""
     dated = {int(year): units for year, units in tally.items() if year != NO_DATE}
     newest = max(dated, default=0)
-    spans: dict[int, list[int]] = {}
+    spans: dict[tuple[int, int], list[int]] = {}
     for year in sorted(dated, reverse=True):
-        spans.setdefault(year if year > newest - _YEARS else -(year // 10), []).append(year)
+        decade = year - year % 10
+        span = (year, year) if year > newest - _YEARS else (decade, decade + 9)
+        spans.setdefault(span, []).append(year)
     groups = {
         f"{span[-1]} to {span[0]}" if len(span) > 1 else str(span[0]): [dated[y] for y in span]
         for span in spans.values()

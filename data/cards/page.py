@@ -168,9 +168,13 @@ def _line(cells: Any) -> str:
 
 
 def _escaped(value: Any, longest: int | None = LONGEST) -> str:
-    """For Markdown: no character of a text is markup, of a table's cell or of HTML."""
-    text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", written(value, longest))
+    """For Markdown: no character of a text is markup, of a table's cell or of HTML, nor does GitHub
+    make a link, a mention or mathematics of it."""
+    text = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", written(value, longest))
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"(?i)(:(?=//)|(?<=www)\.)", r"\\\1", text)
+    # It looks for addresses and names when the backslashes are gone already.
+    text = text.replace("@", "@<!-- -->")
     return re.sub(r"^(\d*)([-+.)])(?=\s|$)", r"\1\\\2", text)  # or it begins a list
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from biomedlm_jax.pipeline.store import SPLITS
 from data.cards import page as card_page
 from data.cards.charts import written
-from data.cards.facts import Facts
+from data.cards.facts import ITEM, Facts
 from data.cards.page import Block, Points, Table, Text
 from data.parsing.jats import OPEN_LICENCES
 
@@ -52,10 +52,13 @@ def benchmarks(facts: Facts) -> list[Block]:
     if found is None:
         return [Text("Not done: no test set was kept out of this corpus. A score on any benchmark "
                      "may come of texts that the model has seen.")]  # fmt: skip
-    head = ["test set and part", "items", "too short to look for", "found"]
+    counted = [what for counts in found["items"].values() for what in counts
+               if type(counts[what]) is int]  # fmt: skip
+    kinds = list(dict.fromkeys([*ITEM, *counted]))
+    head = ["test set and part", *kinds]
     report, rows = facts.contamination, []
     for name, counts in found["items"].items():
-        row = [name, *(counts[what] for what in ("items", "too short to look for", "found"))]
+        row = [name, *(counts.get(what, 0) for what in kinds)]
         if report is not None:
             row += [len(report[name]["by pmid"]), len(report[name]["by words"])]
         rows.append(row)
@@ -134,9 +137,15 @@ def rules(facts: Facts) -> list[Block]:
             "The Pile gives no number, date, language or licence of a text: what was retracted "
             "since can not be told."
         )
+    apart = "Duplicates were left in, so the same text may stand on both sides."
+    if "cleaning" in documents:
+        apart = (
+            "As at least one of each pair of duplicates that was found is left out, whatever side "
+            "it is on, none of them stands on both."
+        )
     points.append(
         f"Held out: {documents['heldout_per_mille']} of 1,000 documents, by a hash of the number "
-        "alone, so that none moves when the corpus grows."
+        f"alone, so that none moves when the corpus grows. {apart}"
     )
     blocks: list[Block] = [Points(points)]
     if licences := documents["licences"]:

@@ -15,8 +15,10 @@ understood must not pass for one that was kept out.
 
 Items for testing and development count, items for training do not: those may be learnt. All 1000 of
 PubMedQA's labelled items count, for each is in its test set or in the development part of one of
-its ten folds. BioASQ's published answers ("golden") are the test batches of their year. The same
-item in two files is one item.
+its ten folds. BioASQ's published answers ("golden") are the test batches of their year, and an item
+of them that a training file has as well is one of a test. The same item in two files is one item.
+Where an id is no more than the place in a file, it is the same if the question has the same words;
+another item has its file in the id.
 """
 
 import collections
@@ -33,6 +35,7 @@ from typing import Any
 from etils import epath
 
 from biomedlm_jax.entry import UserError
+from data.cleaning import words
 
 MMLU = (
     "anatomy",
@@ -43,9 +46,12 @@ MMLU = (
     "professional_medicine",
 )
 SPLITS = ("train", "dev", "test")  # a later one counts for an item that two files give
-_SPLIT = re.compile(r"(?:^|[._-])(train|training|dev|val|validation|test)(?=[._-]|$)")
+_SPLIT = re.compile(  # BioASQ numbers them: training11b, testset1
+    r"(?i)(?:^|[._-])(train|training|dev|val|validation|test)(?:(?:data)?set)?(?:\d+b?)?(?=[._-]|$)"
+)
+_PLACE = re.compile(r"(?:train|dev|val|test)-\d+")  # an id that tells the place in a file only
 _SUBJECT = re.compile(r"([a-z_]+)_(dev|val|test)\.csv")
-_PUBMED = re.compile(r"/pubmed/(\d+)/?$")
+_PUBMED = re.compile(r"(?:/pubmed/|//pubmed\.ncbi\.nlm\.nih\.gov/)(\d+)/?$")
 _BROKEN = (OSError, EOFError, zlib.error, UnicodeError, ValueError, KeyError, TypeError,
            AttributeError, IndexError, csv.Error)  # fmt: skip
 _LEFT = {  # by name: why nothing is read from it
@@ -86,6 +92,7 @@ def read(folder: epath.Path) -> Benchmarks:
     """
     listed: list[dict[str, Any]] = []
     items: dict[tuple[str, str], list[Item]] = collections.defaultdict(list)
+    asked: _Asked = {}
     for file in files(folder):
         name = str(file.relative_to(folder))
         if reason := _left_out(file.name):
@@ -97,10 +104,29 @@ def read(folder: epath.Path) -> Benchmarks:
             benchmark = found[0].benchmark
             listed.append({"name": name, "benchmark": benchmark, "split": split, "items": count})
         for item in found:
-            items[item.benchmark, item.id].append(item)
+            items[item.benchmark, _id(item, name, asked)].append(item)
     if not items:
         raise UserError(f"--benchmarks={folder} holds no test set; see data/cleaning/benchmarks.py")
     return Benchmarks(listed, dict(sorted(items.items())))
+
+
+_Asked = dict[tuple[str, str], list[tuple[list[str], str]]]
+
+
+def _id(item: Item, file: str, asked: _Asked) -> str:
+    """The id of the same item in the files before, or a new one.
+
+    asked: by benchmark and place, the words of each question there and its id; gets new ones.
+    """
+    if not _PLACE.fullmatch(item.id):
+        return item.id
+    question = words.split(item.texts[0])
+    others = asked.setdefault((item.benchmark, item.id), [])
+    for known, id in others:
+        if known == question:
+            return id
+    others.append((question, f"{file} {item.id}" if others else item.id))
+    return others[-1][1]
 
 
 def _below(folder: epath.Path) -> Iterator[epath.Path]:
@@ -165,7 +191,7 @@ def _json(name: str, text: str) -> Iterator[Item]:
         return _labelled(values)
     if isinstance(values, dict) and isinstance(values.get("test"), list):
         return _folds(values)
-    rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     keys = set(rows[0])
     for needed, reader in _ROWS.items():
         if keys.issuperset(needed):
@@ -201,7 +227,7 @@ def _bioasq(name: str, rows: list[dict[str, Any]]) -> Iterator[Item]:
     split = "test" if "golden" in name else _split(name)
     for row in rows:
         texts = (row["body"], *(snippet["text"] for snippet in row.get("snippets", ())))
-        linked = [_PUBMED.search(url) for url in row["documents"]]
+        linked = [_PUBMED.search(url) for url in row.get("documents", ())]  # not asked for as yet
         pmids = tuple(sorted({int(found[1]) for found in linked if found}))
         yield Item("bioasq", split, row["id"], texts, pmids=pmids)
 
@@ -260,7 +286,8 @@ def _split(name: str) -> str:
     found = _SPLIT.search(name)
     if not found:
         raise ValueError("a name without train, dev, val or test: which split is it?")
-    return {"training": "train", "val": "dev", "validation": "dev"}.get(found[1], found[1])
+    named = found[1].lower()
+    return {"training": "train", "val": "dev", "validation": "dev"}.get(named, named)
 
 
 _ROWS: dict[tuple[str, ...], Callable[[str, list[dict[str, Any]]], Iterator[Item]]] = {

@@ -7,13 +7,15 @@ In this order, each among what is left:
    such a document comes first, and all others follow it out.
 2. Of documents with the same words in the same order (a hash of 128 bits) the best stays.
 3. An abstract goes if a full text has enough of its anchors (`Rules.contained`). Anchors that more
-   than COMMON_ANCHOR documents have are common speech and do not count. An abstract that the
-   article words anew stays, and so does one with under `Rules.least_anchors` anchors.
+   than COMMON_ANCHOR texts have are common speech and do not count; copies are one text. An
+   abstract that the article words anew stays, and so does one with under `Rules.least_anchors`
+   anchors, which one of 60 words or more always has (`describe.py`).
 4. Of each group of near duplicates (`duplicates.py`) the best stays.
 
 The best is: full text before abstract, NCBI's before The Pile's, the higher version, the later
-date, the smaller number. This looks at the documents only, so how they are divided into shards
-does not matter.
+date, the smaller number. This looks at the documents only, so neither how they are divided into
+shards matters, nor whether one is held out: of two that a rule finds to be the same one goes
+whatever the split of each, so no duplicate that is detected stands on both sides.
 """
 
 import tempfile
@@ -24,18 +26,25 @@ import pyarrow as pa
 from etils import epath
 
 from data import tables
-from data.cleaning.contamination import COMMON, OF_PMIDS, OF_RUNS
-from data.cleaning.describe import Rules
+from data.cleaning.contamination import COMMON, LONG, OF_PMIDS, OF_RUNS, SEVERAL
+from data.cleaning.describe import FULL, Rules
 from data.cleaning.duplicates import Groups
 from data.cleaning.sketches import Sketches, pairs
 from data.tables import Database, TableWriter
 
 COMMON_ANCHOR = 100
 
+# Of all documents with the same text the first stands for them.
 _CONTAINED = f"""
-create temp table shared as select hash from anchors group by hash
-  having count(*) between 2 and {COMMON_ANCHOR} and bool_or("full") and not bool_and("full");
-create temp table own as select anchors.* from anchors join shared using (hash);
+create temp table met as
+  select hash, count(*) as docs from anchors group by hash
+  having docs > 1 and bool_or("full") and not bool_and("full");
+create temp table common as
+  select hash from anchors semi join (from met where docs > {COMMON_ANCHOR}) using (hash)
+  group by hash having count(distinct text) > {COMMON_ANCHOR};
+create temp table own as
+  select hash, "full", min(doc) as doc
+  from anchors semi join met using (hash) anti join common using (hash) group by hash, "full", text;
 """
 _CONTAINED_PAIRS = """
 select a.doc as part, f.doc as whole, count(*) as shared
@@ -43,20 +52,34 @@ select a.doc as part, f.doc as whole, count(*) as shared
 """
 
 _BETTER = (
-    "tainted desc, source in ('full_text', 'pile_full_text') desc, source like 'pile%', "
-    "version desc, date desc, source, number, doc"
+    f"tainted desc, source in {FULL} desc, source like 'pile%', version desc, date desc, source, "
+    "number, doc"
 )
 
-_CHOOSE = f"""
+# `much`: it gives the item away; else it is left in for being common.
+_GIVEN = f"""
 create temp table common as
-  select run from hits group by run having count(distinct doc) > {COMMON};
-
+  select run from hits join facts using (doc) group by run having count(distinct digest) > {COMMON};
+create temp table idiom as select run from of_runs group by run having count(*) > {COMMON};
+create temp table whole as
+  select item, count(*) as runs from of_runs anti join idiom using (run) group by item;
+create temp table shown as
+  select doc, item, bool_and(common.run is not null) as common, count(*) - count(idiom.run) as runs
+  from hits join of_runs using (run) left join common using (run) left join idiom using (run)
+  group by doc, item;
+create temp table judged as
+  select doc, item,
+    not common or (shown.runs >= {SEVERAL} and shown.runs >= least({LONG}, whole.runs / 2)) as much
+  from shown left join whole using (item);
 create temp table given as
-  select distinct doc, item, 'words' as how from hits join of_runs using (run)
-    where not exists (from common where common.run = hits.run)
+  select doc, item, 'words' as how from judged where much
   union all
   select doc, item, 'pmid' from facts join of_pmids using (pmid) where verdict is null;
+"""
+_GIVEN_FOUND = "select item, how, source, number from given join facts using (doc) order by all"
+_LEFT_IN = "select item, count(*) from judged where not much group by item"
 
+_CHOOSE = f"""
 create temp table placed as
   select facts.*, doc in (select doc from given) as tainted from facts where verdict is null;
 
@@ -66,12 +89,16 @@ create temp table same as
 create temp table one as
   select placed.* from placed join same using (doc) where same.doc = same.keeper;
 
+create temp table found as
+  select a.keeper as part, f.keeper as whole, sum(shared) as shared
+  from contained join same a on a.doc = part join same f on f.doc = whole
+  where a.keeper <> f.keeper group by all;
+
 create temp table pairs as
-  with summed as (select part, whole, sum(shared) as shared from contained group by all)
   select part, whole, shared / a.anchors as share, a.tainted as part_tainted, f.tainted as tainted,
     f.source as source, f.version as version, f.date as date, f.number as number, f.doc as doc,
     a.source as part_source, a.number as part_number
-  from summed join one a on a.doc = part join one f on f.doc = whole
+  from found join one a on a.doc = part join one f on f.doc = whole
   where shared >= $least and shared >= $contained * a.anchors;
 
 create temp table spread as
@@ -87,7 +114,8 @@ create temp table spread_from as
 
 create temp table inside as
   select part as doc, whole as keeper, share from pairs
-    where not part_tainted and part not in (select doc from spread_from)
+    where not part_tainted and part_source not in {FULL}
+      and part not in (select doc from spread_from)
     qualify row_number() over (partition by part order by share desc, {_BETTER}) = 1;
 
 create temp table dropped as
@@ -120,32 +148,34 @@ select best as low, rank from links where rank > best
   union select previous, rank from links where previous is not null order by all
 """
 
-# A dropped document's keeper may itself go for another, up to three times: same text, then in a
-# full text, then near, then by way of a benchmark. One large join a statement: each can spill.
-_RESOLVE = """
-create temp table everything as
-  select * from dropped
+# One large join a statement: each can spill.
+_LINKS = """
+create temp table links as
+  select *, keeper as final from dropped
   union all
-  select near.doc, 'near duplicate', near.keeper, similarity
+  select near.doc, 'near duplicate', near.keeper, similarity, near.keeper
     from near join ranked using (doc) where not ranked.tainted;
 create temp table onward as
-  select doc, keeper from everything
-    where keeper is not null and doc in (select keeper from everything);
-create temp table ends as
-  select a.doc, a.reason, a.similarity, a.keeper,
-    coalesce(d.keeper, c.keeper, b.keeper, a.keeper) as final
-  from everything a
-    left join onward b on b.doc = a.keeper
-    left join onward c on c.doc = b.keeper
-    left join onward d on d.doc = c.keeper;
-drop table everything;
+  select doc, keeper from links
+    where keeper is not null and doc in (select keeper from links);
+"""
+# A dropped document's keeper may itself go for another, and that one as well.
+_FURTHER = "select count(*) from links join onward on onward.doc = links.final"
+_FOLLOW = """
+create temp table followed as
+  select links.* replace (coalesce(onward.keeper, links.final) as final)
+  from links left join onward on onward.doc = links.final;
+drop table links;
+alter table followed rename to links;
+"""
+_TOLD = """
 create temp table named as
   select doc, source, number from facts
-    where doc in (select keeper from ends union select final from ends);
+    where doc in (select keeper from links union select final from links);
 create temp table likes as
-  select ends.*, source as like_source, number as like_number
-  from ends left join named on named.doc = keeper;
-drop table ends;
+  select links.*, source as like_source, number as like_number
+  from links left join named on named.doc = keeper;
+drop table links;
 create temp table gone as select doc from dropped where reason = 'benchmark' and keeper is null;
 create temp table told as
   select likes.doc, similarity, like_source, like_number,
@@ -179,12 +209,13 @@ def choose(
     sought: epath.Path | None,
     rules: Rules,
     place: epath.Path,
-) -> list[tuple[int, str, str, int]]:
+) -> tuple[list[tuple[int, str, str, int]], list[tuple[int, int]]]:
     """Rules 1 to 3. Writes dropped.parquet, and ranked.parquet of what is left: 0 is the best.
 
     sought: folder of `contamination.prepare`.
 
-    Returns (item, "pmid" or "words", source, number) of each document that gives an item away.
+    Returns (item, "pmid" or "words", source, number) of each document that gives an item away, and
+    (item, documents) of those with words of it that are left in for being common.
     """
     views = dict(facts=facts, hits=hits, contained=shared)
     if sought:
@@ -195,11 +226,12 @@ def choose(
             connection.execute("create temp table of_runs (run bigint, item integer)")
             connection.execute("create temp table of_pmids (pmid bigint, item integer)")
         values = {"$least": rules.least_anchors, "$contained": rules.contained}
+        _do(database, _GIVEN)
         _do(database, _CHOOSE, values)
         tables.copy(database, "from dropped", place / "dropped.parquet")
         tables.copy(database, _RANKED, place / "ranked.parquet")
-        query = "select item, how, source, number from given join facts using (doc) order by all"
-        return connection.execute(query).fetchall()
+        found = connection.execute(_GIVEN_FOUND).fetchall()
+        return found, connection.execute(_LEFT_IN).fetchall()
 
 
 def candidates(band: Files, place: epath.Path, output: epath.Path) -> int:
@@ -233,7 +265,10 @@ def resolve(facts: Files, place: epath.Path, output: epath.Path) -> int:
     the one that stays in its place; sorted by document. Returns how many."""
     views = {name: [place / f"{name}.parquet"] for name in ("dropped", "near", "ranked")}
     with Database(facts=facts, **views) as database:
-        _do(database, _RESOLVE)
+        _do(database, _LINKS)
+        while database[0].execute(_FURTHER).fetchall()[0][0]:
+            _do(database, _FOLLOW)
+        _do(database, _TOLD)
         return tables.copy(database, _DROPPED, output)
 
 

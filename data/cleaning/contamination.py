@@ -6,11 +6,21 @@ Two ways, after those of GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C)
     by words    13 words in a row, as `words.split` sees them, that stand in a test item as well
 
 GPT-3 takes an n of 8 to 13 from each benchmark's length; here every item has its own: 13, or all
-words of an item of 8 to 12. A question of under 13 words is joined to its options first. What is
-still under 8 words can not be told from common speech and is not looked for; the report counts it.
-As there, a run of words that stands in more than COMMON documents of the corpus is common speech
-too. GPT-3 cut the place out and kept the rest of a long document; here the document goes whole, as
-in GPT-3's first attempt: an abstract is hardly longer than the place.
+words of an item of 8 to 12. A question of under 13 words is looked for joined to its options, and
+alone as well if it has 8. What is still under 8 words can not be told from common speech and is not
+looked for; the report counts it.
+
+As there, a run of words that more than COMMON texts of the corpus have is common speech, and alone
+it shows nothing; copies of a text are one text. But a document that has much of an item shows it
+however many others do: at least SEVERAL of the item's runs, which are either half of all that the
+item has or LONG of them, as 25 words in a row make. Common speech is shorter: "this study had
+institutional review board approval and informed consent was obtained from all patients", which
+stands in an abstract that PubMedQA asks about, is three of its runs among a hundred. What
+more than COMMON items have ("which of the following is the most likely cause of this patient's") is
+not counted among these. What is left in the corpus for being common is reported by item.
+
+GPT-3 cut the place out and kept the rest of a long document; here the document goes whole, as in
+GPT-3's first attempt: an abstract is hardly longer than the place.
 
 Runs are found by their hashes, among a million, and then compared word for word.
 """
@@ -34,7 +44,9 @@ from data.cleaning.words import HashSet, Words
 from data.tables import TableWriter
 
 LONG, SHORT = 13, 8  # words
-COMMON = 10  # documents
+COMMON = 10  # texts of the corpus, or items
+SEVERAL = 3  # runs
+LEFT_IN = "common, left in"
 
 ITEMS, RUNS, PHRASES = "items.json", "runs.npz", "phrases.txt"
 OF_RUNS, OF_PMIDS = "of_runs.parquet", "of_pmids.parquet"  # which items have a run, a PMID
@@ -118,13 +130,13 @@ def _write_runs(
 def _phrases(item: Item) -> list[str]:
     """The words of each text of an item that can be looked for."""
     found = []
+    options = [word for option in item.options for word in words.split(option)]
     for text in item.texts:
         phrase = words.split(text)
-        if len(phrase) < LONG:
-            phrase += [word for option in item.options for word in words.split(option)]
-        if len(phrase) >= SHORT:
-            found.append(" ".join(phrase))
-    return found
+        found.append(phrase)
+        if len(phrase) < LONG and options:
+            found.append(phrase + options)
+    return [" ".join(phrase) for phrase in found if len(phrase) >= SHORT]
 
 
 class Matcher:
@@ -175,24 +187,29 @@ def _places(sought: HashSet, runs: np.ndarray, begins: np.ndarray) -> Any:
     return zip(text.tolist(), (at - begins[text]).tolist(), number.tolist(), strict=True)
 
 
-def report(folder: epath.Path, hits: list[tuple[int, str, str]]) -> dict[str, Any]:
+def report(
+    folder: epath.Path, hits: list[tuple[int, str, str]], left: list[tuple[int, int]]
+) -> dict[str, Any]:
     """For every benchmark and split: how many items there are, were not looked for and stand in
-    the corpus, and these with their documents.
+    the corpus, and these with their documents; and of how many there are words that stay in it for
+    being common, and in how many documents.
 
     hits: number of an item, "pmid" or "words", id of a document.
+    left: number of an item, number of documents.
     """
     items = json.loads((folder / ITEMS).read_text())["items"]
+    names = [f"{item['benchmark']} {item['split']}" for item in items]
     found: dict[str, dict[str, Any]] = {}
-    for item in items:
-        entry = found.setdefault(
-            f"{item['benchmark']} {item['split']}",
-            {"items": 0, "too short to look for": 0, "found": 0, "by pmid": {}, "by words": {}},
-        )
+    for item, name in zip(items, names, strict=True):
+        nothing = {"items": 0, "too short to look for": 0, "found": 0, LEFT_IN: 0}
+        entry = found.setdefault(name, {**nothing, "by pmid": {}, "by words": {}, "left in": {}})
         entry["items"] += 1
         entry["too short to look for"] += not item["sought"]
     for number, how, document in sorted(hits):
-        entry = found[f"{items[number]['benchmark']} {items[number]['split']}"]
-        entry[f"by {how}"].setdefault(items[number]["id"], []).append(document)
+        found[names[number]][f"by {how}"].setdefault(items[number]["id"], []).append(document)
+    for number, count in sorted(left):
+        found[names[number]]["left in"][items[number]["id"]] = count
     for entry in found.values():
         entry["found"] = len({*entry["by pmid"], *entry["by words"]})
+        entry[LEFT_IN] = len(entry["left in"])
     return dict(sorted(found.items()))

@@ -3,15 +3,18 @@ of a shard, in batches, from which tables are left (`tables.py`) and no text.
 
     facts.parquet       a row for each document
     signatures.parquet  of MinHash; bands/00 and on: what candidates agree in (`duplicates.py`)
-    anchors/00 and on   some runs of words of each document, divided by their hash
+    anchors/00 and on   some runs of words of each document, divided by their hash; not of one that
+                        is dropped for itself alone
     hits.parquet        runs of words that benchmarks have as well (`contamination.py`)
 
 A document is number (shard << 32) + row.
 
-Anchors show that an abstract stands in a full text, wherever it does: the runs of LONG words whose
-hash is 0 modulo ANCHOR (Broder's sketches for containment, 1997). The same run is one of the
-anchors of both, so the share of an abstract's anchors that a full text has estimates how much of
-the abstract stands there. An abstract of w words has about (w - 12) / ANCHOR of them.
+Anchors show that an abstract stands in a full text, wherever it does: of every WINDOW runs of LONG
+words in a row the one with the smallest hash (winnowing, Schleimer, Wilkerson and Aiken 2003). Two
+texts that share a passage choose the same one from each window of it, so all anchors of an abstract
+that stands in a full text word for word are the full text's as well, and the share of them that it
+has tells how much of the abstract stands there. An abstract of w words has about 1 + (w - 28) / 8.5
+of them; one of LONG + n WINDOW - 1 words has n or more, so that of 60 words has 3.
 """
 
 import contextlib
@@ -30,8 +33,8 @@ from data.cleaning.words import HashSet, Words
 from data.documents import Document
 from data.tables import TableWriter, fixed
 
-ANCHOR = 16
-PARTS = 8  # of the anchors' tables, by the first bits; each is queried by itself
+WINDOW = 16  # runs; a power of 2. Of all runs 2 / 17 are anchors
+PARTS = 8  # of the anchors' tables, by the last bits; each is queried by itself
 FULL = ("full_text", "pile_full_text")
 
 FACTS = pa.schema(
@@ -49,7 +52,14 @@ FACTS = pa.schema(
 )
 SIGNATURES = pa.schema([("doc", pa.int64()), ("kept", pa.binary(duplicates.HASHES))])
 BAND = pa.schema([("hash", pa.uint64()), ("doc", pa.int64())])
-ANCHORS = pa.schema([("hash", pa.uint64()), ("doc", pa.int64()), ("full", pa.bool_())])
+ANCHORS = pa.schema(
+    [
+        ("hash", pa.uint64()),
+        ("doc", pa.int64()),
+        ("full", pa.bool_()),
+        ("text", pa.uint64()),  # of its digest: copies are counted as one
+    ]
+)
 HITS = pa.schema([("doc", pa.int64()), ("run", pa.int64())])
 
 _BATCH = 1 << 19  # letters
@@ -145,15 +155,22 @@ class _Tables:
         verdicts = self._rules.verdicts(hashed)
         fit = np.array([verdict is None for verdict in verdicts])
         long = hashed.runs(LONG)
-        anchors = self._add_anchors(batch, numbers, fit, *long)
-        self._add_signatures(numbers, fit, *hashed.runs(duplicates.SHINGLE))
-        if matcher:
-            hits = [(text, run) for text, run in matcher.find(texts, hashed, long) if fit[text]]
-            self._hits.write(numbers[[text for text, _ in hits]], [run for _, run in hits])
         digests = [
             hashlib.blake2b(hashed.hashes[a:b].tobytes(), digest_size=16).digest()
             for a, b in zip(hashed.begins[:-1], hashed.begins[1:], strict=True)
         ]
+        full = np.array([document.source in FULL for document in batch])
+        same = np.frombuffer(b"".join(digests), np.uint64)[::2]
+        anchored, hashes = anchors(*long)
+        anchored, hashes = anchored[fit[anchored]], hashes[fit[anchored]]
+        part = hashes % np.uint64(PARTS)
+        for number, writer in enumerate(self._anchors):
+            at = anchored[part == number]
+            writer.write(hashes[part == number], numbers[at], full[at], same[at])
+        self._add_signatures(numbers, fit, *hashed.runs(duplicates.SHINGLE))
+        if matcher:
+            hits = [(text, run) for text, run in matcher.find(texts, hashed, long) if fit[text]]
+            self._hits.write(numbers[[text for text, _ in hits]], [run for _, run in hits])
         self._facts.write(
             numbers,
             [document.source for document in batch],
@@ -163,7 +180,7 @@ class _Tables:
             [document.pmid for document in batch],
             verdicts,
             digests,
-            anchors,
+            np.bincount(anchored, minlength=len(batch)),
         )
 
     def _add_signatures(
@@ -176,29 +193,26 @@ class _Tables:
         for band, writer in enumerate(self._band):
             writer.write(hashes[:, band], numbers[chosen])
 
-    def _add_anchors(
-        self,
-        batch: list[Document],
-        numbers: np.ndarray,
-        fit: np.ndarray,
-        runs: np.ndarray,
-        begins: np.ndarray,
-    ) -> np.ndarray:
-        """Writes the anchors, each of a document once; returns how many each has."""
-        at = np.flatnonzero(runs % np.uint64(ANCHOR) == 0)
-        text = np.searchsorted(begins, at, side="right") - 1
-        at, text = at[fit[text]], text[fit[text]]
-        order = np.lexsort((runs[at], text))
-        text, hashes = text[order], runs[at][order]
-        once = np.ones(len(text), bool)
-        once[1:] = (text[1:] != text[:-1]) | (hashes[1:] != hashes[:-1])
-        text, hashes = text[once], hashes[once]
-        part = hashes >> np.uint64(64 - (PARTS - 1).bit_length())
-        full = np.array([document.source in FULL for document in batch])
-        for number, writer in enumerate(self._anchors):
-            own = part == number
-            writer.write(hashes[own], numbers[text[own]], full[text[own]])
-        return np.bincount(text, minlength=len(batch))
+
+def anchors(runs: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(numbers of texts, hashes) of their anchors, each of a text once, rising; from the texts'
+    runs of LONG words, see `Words.runs`."""
+    count = len(runs) - WINDOW + 1
+    if count < 1:
+        return np.zeros(0, np.int64), np.zeros(0, np.uint64)
+    least, width = runs, 1
+    while width < WINDOW:
+        least = np.minimum(least[:-width], least[width:])
+        width *= 2
+    text = np.repeat(np.arange(len(begins) - 1), np.diff(begins))
+    chosen = text[:count] == text[WINDOW - 1 :]  # the window lies within a text
+    chosen[1:] &= ~chosen[:-1] | (least[1:] != least[:-1])  # and is not the one before again
+    text, least = text[:count][chosen], least[chosen]
+    order = np.lexsort((least, text))
+    text, least = text[order], least[order]
+    once = np.ones(len(text), bool)
+    once[1:] = (text[1:] != text[:-1]) | (least[1:] != least[:-1])
+    return text[once], least[once]
 
 
 def _batches(found: Iterable[Document]) -> Iterator[list[Document]]:

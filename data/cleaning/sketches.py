@@ -1,10 +1,13 @@
 """The signatures of documents that have candidates, on the disk, for `choose.near`.
 
-A document's signature is a row, by rank, of a file that is mapped into memory; rows that nobody
-asks for are holes in it. So a comparison reads two rows, and no query has to join a hundred bytes
-to each of a hundred million pairs, which would need more memory than `tables.MEMORY`.
+A document's signature is a row, by rank, of a file that is mapped into memory to be read; rows that
+nobody asks for are holes in it. So a comparison reads two rows, and no query has to join a hundred
+bytes to each of a hundred million pairs, which would need more memory than `tables.MEMORY`. Rows
+are written by the system's call and not through the map: of a full disk that is an error, and a map
+is a killed process.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pyarrow as pa
 from etils import epath
 from pyarrow import parquet
 
+from data import tables
 from data.cleaning import duplicates
 
 _PAIRS = 1 << 13  # at a time: at 4 KB a page the mapped rows take 64 MB
@@ -37,6 +41,9 @@ class Sketches:
 
     Attributes:
       count: of ranks.
+
+    Raises:
+      UserError: `folder` has no room.
     """
 
     def __init__(
@@ -68,33 +75,44 @@ class Sketches:
         """Of pairs of ranks: see `duplicates.similarities`."""
         found = [np.zeros(0)]
         for begin in range(0, len(one), _PAIRS):
-            kept, _ = self._mapped("r")
+            kept = self._mapped(self._kept, np.uint8).reshape(-1, duplicates.HASHES)
             part = slice(begin, begin + _PAIRS)
             found.append(duplicates.similarities(kept[one[part]], kept[other[part]]))
         return np.concatenate(found)
 
     def documents(self, ranks: np.ndarray) -> np.ndarray:
-        _, docs = self._mapped("r")
-        return docs[ranks]
+        return self._mapped(self._docs, np.int64)[ranks]
 
     def _gather(self, stream: object, own: np.ndarray, ranks: np.ndarray) -> None:
         """Copies the signatures of the documents `own`, rising, from a shard's table."""
         table = parquet.ParquetFile(stream)
         for number in range(table.num_row_groups):  # a `tables.TableWriter` wrote these small
             for batch in table.read_row_group(number, use_threads=False).to_batches(_ROWS):
-                kept, docs = self._mapped("r+")
                 found = batch["doc"].to_numpy()
                 at = np.minimum(np.searchsorted(own, found), len(own) - 1)
                 same = own[at] == found
-                kept[ranks[at[same]]] = _bytes(batch["kept"])[same]
-                docs[ranks[at[same]]] = found[same]
+                where = ranks[at[same]].tolist()
+                _write(self._kept, _bytes(batch["kept"])[same], where)
+                _write(self._docs, found[same].view(np.uint8).reshape(-1, 8), where)
 
-    def _mapped(self, mode: str) -> tuple[np.ndarray, np.ndarray]:
-        """The files, mapped anew: pages that were read count for this process no longer."""
-        return (
-            np.memmap(self._kept, np.uint8, mode).reshape(-1, duplicates.HASHES),  # pyright: ignore[reportArgumentType, reportCallIssue]
-            np.memmap(self._docs, np.int64, mode),  # pyright: ignore[reportArgumentType, reportCallIssue]
-        )
+    def _mapped(self, file: Path, kind: type) -> np.ndarray:
+        """A file, mapped anew: pages that were read count for this process no longer."""
+        return np.memmap(file, kind, "r")
+
+
+def _write(file: Path, rows: np.ndarray, places: list[int]) -> None:
+    """Writes rows of bytes at their places in `file`.
+
+    Raises:
+      UserError: its disk has no room.
+    """
+    width = rows.shape[1]
+    try:
+        with file.open("r+b", 0) as stream:
+            for place, row in zip(places, rows, strict=True):
+                os.pwrite(stream.fileno(), row, place * width)
+    except OSError as error:
+        raise tables.no_room(error.strerror or str(error)) from error
 
 
 def _bytes(column: pa.Array) -> np.ndarray:

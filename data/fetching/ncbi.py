@@ -37,6 +37,13 @@ _PMC = re.compile(
 _MD5 = re.compile(r"\s*(?:MD5\s*\((.+)\)\s*=\s*([0-9a-fA-F]{32})|([0-9a-fA-F]{32})\s+\*?(.+?))\s*")
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)([KMGT]?)")
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_TIMES = 4  # the size in an index is rounded, and a file may be issued again
+_LEAST = 64 << 20  # bytes of any file that are let through
+_PACKED = 1032  # bytes that deflate makes one of, at most (zlib Technical Details)
+_LARGEST = 64 << 30  # bytes of a file of which the index says nothing; NLM's have under 20 GB
+# Of a header that says anything, tarfile raises what its parts happen to; ValueError also for text.
+_DAMAGE = (EOFError, zlib.error, tarfile.TarError, gzip.BadGzipFile, ValueError, OverflowError,
+           RecursionError)  # fmt: skip
 
 
 class Remote(NamedTuple):
@@ -45,6 +52,11 @@ class Remote(NamedTuple):
     url: str
     target: Path
     size: int | None
+
+    @property
+    def most(self) -> int:
+        """Bytes after which it can not be this file that comes, or a list that belongs to it."""
+        return _LARGEST if self.size is None else max(_LEAST, _TIMES * self.size)
 
 
 def names(source: str) -> re.Pattern[str]:
@@ -155,17 +167,19 @@ def md5(client: Client, remote: Remote) -> str:
 
 
 def articles_listed(file: Path) -> set[str]:
-    """The articles of a .filelist.csv, by the names of their files without folders.
+    """The articles of a .filelist.csv, by the names of their files without folders. Rows without a
+    name are no articles.
 
     Raises:
       ContentError: it is no such list.
     """
     try:
-        with file.open(encoding="utf-8", errors="replace", newline="") as lines:
+        with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
             rows = csv.DictReader(lines)
             if "Article File" not in (rows.fieldnames or ()):
                 raise ContentError(f"is no list of articles: it begins {rows.fieldnames}")
-            return {(row["Article File"] or "").rsplit("/", 1)[-1] for row in rows}
+            found = {(row["Article File"] or "").rsplit("/", 1)[-1] for row in rows}
+            return found - {""}
     except csv.Error as error:
         raise ContentError(f"is no list of articles: {error}") from error
 
@@ -177,16 +191,19 @@ def articles_in(archive: Path) -> set[str]:
       ContentError: it is damaged.
     """
     found: set[str] = set()
+    most = _PACKED * archive.stat().st_size
     try:
         with gzip.open(archive) as unpacked:
             with tarfile.open(fileobj=unpacked, mode="r|") as opened:
                 members: Any = opened
                 while member := members.next():
                     members.members = []  # or it keeps them all, 1 KB each
+                    if members.offset > most:  # or it would seek for the next one for years
+                        raise tarfile.ReadError(f"{member.name!r} is larger than the archive")
                     if member.isfile() and member.name.endswith((".xml", ".nxml")):
                         found.add(member.name.rsplit("/", 1)[-1])
             while unpacked.read(1 << 20):  # to gzip's checksum
                 pass
-    except (EOFError, zlib.error, tarfile.TarError, gzip.BadGzipFile) as error:
+    except _DAMAGE as error:
         raise ContentError(f"is a damaged archive: {error}") from error
     return found

@@ -58,6 +58,13 @@ class Settings:
     sleep: Callable[[float], object] | None = None
 
 
+class _Session(requests.Session):
+    """Follows no redirect, and does not read it either: where it leads is for `_led` to say."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
+
+
 class Client:
     """Requests from several threads, each with its own connection, in a `with` block. A server that
     asks one of them to wait (Retry-After) is left alone by all.
@@ -74,6 +81,7 @@ class Client:
         self._say = say
         self._threads = threading.local()
         self._sessions: list[requests.Session] = []
+        self._open: set[requests.Response] = set()
         self._not_before = 0.0  # of time.monotonic
 
     def __enter__(self) -> "Client":
@@ -82,6 +90,14 @@ class Client:
     def __exit__(self, *error: object) -> None:
         for session in self._sessions:
             session.close()
+
+    def end(self) -> None:
+        """Sets `stop`, and wakes those who wait for a server's bytes."""
+        self._stop.set()
+        for response in list(self._open):
+            # One that has come to its end in this moment has nobody to wake.
+            with contextlib.suppress(ValueError, RuntimeError, OSError):
+                response.raw.shutdown()
 
     def read(self, url: str) -> bytes:
         """A page or small file.
@@ -136,7 +152,8 @@ class Client:
 
         Raises:
           TransientError: the connection could not be made, or the server is not able to answer now.
-          FetchError: any other status over 399 but 416, or a redirect that is not followed.
+          FetchError: any other status over 399 but 416, a redirect that is not followed, or an
+            address that is none.
         """
         for _ in range(_REDIRECTS + 1):
             self._wait(self._not_before - time.monotonic())
@@ -153,7 +170,11 @@ class Client:
                 packed = urlsplit(url).path.endswith(".gz") and encoding in ("gzip", "x-gzip")
                 if encoding != "identity" and not packed:
                     raise FetchError(f"was sent as {encoding}, which was not asked for")
-                yield response
+                self._open.add(response)
+                try:
+                    yield response
+                finally:
+                    self._open.discard(response)
                 return
         raise FetchError(f"over {_REDIRECTS} redirects")
 
@@ -167,12 +188,12 @@ class Client:
             for chunk in response.raw.stream(_CHUNK, decode_content=False):
                 yield chunk
                 self._wait(0)
-        except urllib3.exceptions.HTTPError as error:
+        except (urllib3.exceptions.HTTPError, ValueError) as error:  # ValueError: a size below 0
             raise TransientError(_plainly(error)) from error
 
     def _get(self, url: str, headers: dict[str, str]) -> requests.Response:
         if not hasattr(self._threads, "session"):
-            self._threads.session = requests.Session()
+            self._threads.session = _Session()
             self._sessions.append(self._threads.session)
         try:
             return self._threads.session.get(
@@ -186,7 +207,8 @@ class Client:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise FetchError(f"the server's certificate is not trusted: {error}") from error
             raise TransientError(_plainly(error)) from error
-        except requests.RequestException as error:  # such as an impossible address
+        # Such as an impossible address; not all of these become the library's own errors.
+        except (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError) as error:
             raise FetchError(str(error)) from error
 
     def _wait(self, seconds: float) -> None:
@@ -204,7 +226,7 @@ def http_time(text: str) -> datetime | None:
     """A date as HTTP writes it (RFC 9110, 5.6.7); None where it is none."""
     try:
         found = email.utils.parsedate_to_datetime(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
@@ -219,10 +241,20 @@ def _retry_after(response: requests.Response) -> float:
 
 
 def _led(url: str, location: str) -> str:
-    """Where a redirect leads; never from an encrypted connection to one that is not."""
-    found = urljoin(url, location)
+    """Where a redirect leads; never from an encrypted connection to one that is not.
+
+    location: the header, whose bytes were read as Latin-1.
+
+    Raises:
+      FetchError: it is no address, or leads to such a connection.
+    """
+    try:
+        found = urljoin(url, location.encode("latin-1").decode())
+        scheme = urlsplit(found).scheme
+    except ValueError as error:
+        raise FetchError(f"is redirected to {location!r}, which is no address: {error}") from error
     allowed = ("https",) if urlsplit(url).scheme == "https" else ("https", "http")
-    if urlsplit(found).scheme not in allowed:
+    if scheme not in allowed:
         raise FetchError(f"is redirected to {found}, which is not {' or '.join(allowed)}")
     return found
 
