@@ -246,6 +246,14 @@ def test_comments_are_no_records():
     assert [type(item).__name__ for item in found] == ["Citation"]
 
 
+@pytest.mark.parametrize(
+    "behind", ["", " " * 200, "<!-- the end -->", "\n<!--" + "x" * 10**6 + "-->\n"]
+)
+def test_what_stands_behind_the_end_does_not_matter(behind):
+    file = f"<PubmedArticleSet>{CITATION.format(date='')}</PubmedArticleSet>{behind}"
+    assert [type(item).__name__ for item in pubmed.read(io.BytesIO(file.encode()))] == ["Citation"]
+
+
 def test_one_bad_number_does_not_cancel_the_others():
     found = citations("<DeleteCitation><PMID>1</PMID><PMID>x</PMID><PMID>2</PMID></DeleteCitation>")
     assert found == [pubmed.Deletion((1, 2)), Unreadable("DeleteCitation", "'x' is not a PMID")]

@@ -32,6 +32,7 @@ def cut(stream: IO[bytes]) -> Iterator[tuple[int, int, bytes] | Unreadable]:
     buffer, number = _Buffer(stream), 0
     while begin := buffer.find(_BEGIN):
         if end := _ENDS.get(begin[0]):
+            buffer.ended = buffer.ended or bool(_END_OF_SET.search(buffer.data, 0, begin.start()))
             buffer.drop(begin.end())
             if not buffer.pass_over(end):
                 break
