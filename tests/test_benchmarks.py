@@ -337,6 +337,7 @@ REAL_FILES = {
 }
 
 
+@pytest.mark.slow
 @needs_real
 def test_real_items_and_that_each_is_found(tmp_path):
     """All files of the real folder are known; every item that can be looked for is found in its

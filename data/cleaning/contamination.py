@@ -15,9 +15,9 @@ it shows nothing; copies of a text are one text. But a document that has much of
 however many others do: at least SEVERAL of the item's runs, which are either half of all that the
 item has or LONG of them, as 25 words in a row make. Common speech is shorter: "this study had
 institutional review board approval and informed consent was obtained from all patients", which
-stands in an abstract that PubMedQA asks about, is three of its runs among a hundred. What
-more than COMMON items have ("which of the following is the most likely cause of this patient's") is
-not counted among these. What is left in the corpus for being common is reported by item.
+stands in an abstract that PubMedQA asks about, is three of its runs among a hundred. What more than
+COMMON items have ("which of the following is the most likely cause of this patient's") is not
+counted among these. What is left in the corpus for being common is reported by item.
 
 GPT-3 cut the place out and kept the rest of a long document; here the document goes whole, as in
 GPT-3's first attempt: an abstract is hardly longer than the place.
@@ -84,7 +84,7 @@ def prepare(source: epath.Path, folder: epath.Path) -> None:
     for name, first, pairs in ((OF_RUNS, "run", of_runs), (OF_PMIDS, "pmid", of_pmids)):
         schema = pa.schema([(first, pa.int64()), ("item", pa.int32())])
         with TableWriter(folder / name, schema) as table:
-            table.write(*np.array(sorted(set(pairs)), np.int64).reshape(-1, 2).T)
+            table.write(*np.unique(np.array(pairs, np.int64).reshape(-1, 2), axis=0).T)
     with appearing(folder / ITEMS) as stream:  # last: it says that all is there
         stream.write(json.dumps({"files": found.files, "items": items}).encode())
 
