@@ -93,11 +93,16 @@ class Tokenize:
         return {"piece": piece.summary(), "tally": tally.summary()}
 
     def _encoded(self, name: str) -> Iterator[tuple[Document, list[int]]]:
-        """Documents of a shard with their ids; the next ones are read meanwhile."""
+        """Documents of a shard with their ids; the next ones are encoded meanwhile, and those after
+        them read."""
         shard = self._manifest["shards"][int(name)]
         file = self.input / SHARDS / shard["name"]
-        for batch in _ahead(_batches(documents.read_shard(file, shard["sha256"]))):
-            rows = self._vocabulary.encode_batch([document.text for document in batch])
+        batches = _ahead(_batches(documents.read_shard(file, shard["sha256"])))
+        encoded = (
+            (batch, self._vocabulary.encode_batch([document.text for document in batch]))
+            for batch in batches
+        )
+        for batch, rows in _ahead(encoded):
             yield from zip(batch, rows, strict=True)
 
     def _pieces(self) -> dict[str, dict[str, dict[str, int]]]:

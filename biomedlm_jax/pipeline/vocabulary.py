@@ -121,7 +121,13 @@ class _Pieces:
         # SentencePiece writes this character for a space and would read one back.
         if any(_MARK in text for text in texts):
             return [self._spelled(text) for text in texts]
-        return self._processor.encode(texts, num_threads=-1)  # as many as there are cores
+        # A thread for each core; they take the texts in turns, so sorted ones give all as much.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
+        encoded = self._processor.encode([texts[i] for i in order], num_threads=-1)
+        rows: list[list[int]] = [[]] * len(texts)
+        for i, row in zip(order, encoded, strict=True):
+            rows[i] = row
+        return rows
 
     def _spelled(self, text: str) -> list[int]:
         """Ids of a text with _MARK spelled in bytes."""
