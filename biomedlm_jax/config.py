@@ -35,7 +35,15 @@ class Model:
     layer_norm_epsilon: float
     compute_dtype: Literal["bfloat16", "float32"]
     remat: Literal["none", "named", "full"]
-    attention: Literal["auto", "reference"]
+    attention: Literal[  # the implementation, of kernels/attention/api.py
+        "auto",
+        "pallas_tpu",
+        "pallas_gpu",
+        "cudnn",
+        "reference",
+        "pallas_tpu_interpret",
+        "pallas_gpu_interpret",
+    ]
 
     def __post_init__(self) -> None:
         _positive(self, "model", "layers", "width", "heads", "mlp", "vocab", "context", "init_std")
@@ -102,7 +110,11 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """Clipping by global norm, then AdamW on every parameter; linear warm-up, then cosine."""
+    """Clipping by global norm, then AdamW on every parameter; linear warm-up, then cosine.
+
+    What is made small is nats + z_loss * (log of the sum of exponentials of the logits)^2, each a
+    mean over labels; the loss that a run reports is nats alone.
+    """
 
     peak_lr: float
     warmup_steps: int
@@ -112,10 +124,11 @@ class Optimizer:
     eps: float
     weight_decay: float  # multiplied by the learning rate, as in optax and PyTorch
     clip_norm: float
+    z_loss: float  # 0 switches it off; PaLM has 1e-4 (arXiv 2204.02311, section 5)
 
     def __post_init__(self) -> None:
         _positive(self, "optimizer", "peak_lr", "eps", "clip_norm")
-        _positive(self, "optimizer", "warmup_steps", "weight_decay", or_zero=True)
+        _positive(self, "optimizer", "warmup_steps", "weight_decay", "z_loss", or_zero=True)
         if not 0 <= self.final_lr_fraction <= 1:
             raise UserError(
                 f"config.optimizer.final_lr_fraction={self.final_lr_fraction} is not in [0, 1]"

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from biomedlm_jax.config import Model
-from biomedlm_jax.kernels.attention.api import attention
+from biomedlm_jax.kernels.attention.api import attention_qkv
 from biomedlm_jax.kernels.dropout import Seed, dropout, fold
 from biomedlm_jax.layout import BATCH, IN_USE, STORED, in_use, parameter, spec
 from biomedlm_jax.model.layers import Embedding, LayerNorm, Linear
@@ -23,7 +23,9 @@ from biomedlm_jax.model.layers import Embedding, LayerNorm, Linear
 # the residual stream between layers.
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "named": jax.checkpoint_policies.save_only_these_names("qkv", "attended", "middle", "up"),
+    "named": jax.checkpoint_policies.save_only_these_names(
+        "qkv", "attended", "logsumexp", "middle", "up"
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -50,22 +52,20 @@ class Block(nnx.Module):
         rate = self.model.dropout if seed is not None else 0.0
         seeds = [None] * 3 if seed is None else [fold(fold(seed, layer), site) for site in range(3)]
         row = jax.lax.axis_index(BATCH) * x.shape[0]
+        heads = self.model.heads // jax.lax.axis_size(IN_USE["n"])
 
-        qkv = checkpoint_name(self.qkv(self.ln_1(x)), "qkv")
-        q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], -1, 3, self.model.head_dim), 3, 0)
-        attended = attention(
-            q,
-            k,
-            v,
+        attended = attention_qkv(
+            self.qkv.product(self.ln_1(x)),
+            in_use(self.qkv.bias, x.dtype),
+            head_dim=self.model.head_dim,
             scale=self.model.head_dim**-0.5 / (layer + 1).astype(jnp.float32),
             segment_ids=segments,
             dropout_rate=rate,
             dropout_seed=seeds[0],
             first_row=row,
-            first_head=jax.lax.axis_index(IN_USE["n"]) * q.shape[2],
+            first_head=jax.lax.axis_index(IN_USE["n"]) * heads,
             impl=self.model.attention,
         )
-        attended = checkpoint_name(attended.reshape(*x.shape[:2], -1), "attended")
         x = x + dropout(self.out(attended), rate=rate, seed=seeds[1], first_row=row)
         x = checkpoint_name(x, "middle")
 
@@ -89,8 +89,8 @@ class GPT(nnx.Module):
         tokens: Int[Array, "B T"],
         segments: Int[Array, "B T"] | None = None,
         seed: Seed | None = None,
-    ) -> Float[Array, "B T V"]:
-        """Float32 logits of the next token, for the tokens whose rows this device holds.
+    ) -> Float[Array, "B T D"]:
+        """What follows the last LayerNorm; `tokens.logits` makes logits of it, `objective` a loss.
 
         segments: a token sees the earlier ones of its own segment; None is one segment. The
           position of a token is its place in the row, whatever its segment.
@@ -108,7 +108,7 @@ class GPT(nnx.Module):
         layer = jax.checkpoint(layer, policy=REMAT[self.model.remat], prevent_cse=False)
         inputs = (self.blocks, jnp.arange(self.model.layers))
         x, _ = jax.lax.scan(layer, x.astype(self.model.compute_dtype), inputs)
-        return self.tokens.logits(self.ln_f(x))
+        return self.ln_f(x)
 
 
 def axis_sizes(model: Model) -> dict[str, int]:

@@ -20,11 +20,15 @@ class Linear(nnx.Module):
         self.kernel = parameter(axes, std * jax.random.normal(rngs.params(), shape))
         self.bias = parameter(axes[1], jnp.zeros(shape[1]))
 
-    def __call__(self, x: Float[Array, "B T In"]) -> Float[Array, "B T Out"]:
+    def product(self, x: Float[Array, "B T In"]) -> Float[Array, "B T Out"]:
+        """Without the bias."""
         y = x @ in_use(self.kernel, x.dtype)
         if summed := IN_USE.get(self.kernel.axes[0]):
             y = jax.lax.psum(y, summed)  # each device had only its part of the input's columns
-        return y + in_use(self.bias, x.dtype)
+        return y
+
+    def __call__(self, x: Float[Array, "B T In"]) -> Float[Array, "B T Out"]:
+        return self.product(x) + in_use(self.bias, x.dtype)
 
 
 class LayerNorm(nnx.Module):
