@@ -12,10 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call as simulation
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
 
-from biomedlm_jax.kernels.attention import block_sizes, keep
+from biomedlm_jax import config
+from biomedlm_jax.kernels.attention import block_sizes, keep, pallas_tpu
 from biomedlm_jax.kernels.attention.api import IMPLEMENTATIONS, attention, attention_qkv
+from biomedlm_jax.mesh import make as make_mesh
+from biomedlm_jax.step import train_step
+from configs.demo import get_config
+from tests.conftest import changed, put, random_tokens, started
 
 # Largest error of the result or a gradient over the largest value in it.
 TOLERANCE = {"float32": 4e-6, "bfloat16": 1.2e-2}
@@ -306,3 +313,33 @@ def test_block_sizes_are_checked():
         block_sizes.Resident(100, 1, 128, 1)
     with pytest.raises(ValueError, match="backward_in_flight=0"):
         block_sizes.Resident(128, 1, 128, 0)
+
+
+def test_no_race_in_tpu_memory():
+    """In a simulation of TPU memory that is NaN until written and watched for races."""
+    operands = inputs(1, 250, 2, 64)
+    options = dict(scale=jnp.float32(0.1), segment_ids=segments_of(1, 250, 60.0))
+    options |= dict(dropout_rate=0.1, head_seeds=keep.head_seeds(SEED, 1, 2))
+    simulated = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+    attend = functools.partial(pallas_tpu.attention, interpret=simulated, **options)
+    out, backward = jax.vjp(attend, *operands[:3])
+    wanted = exact(*operands, 0.1, options["segment_ids"], 0.1)
+    assert_close([out, *backward(operands[3])], wanted, "float32")
+    assert simulation.races is not None
+    assert not simulation.races.races_found
+
+
+@pytest.mark.slow
+def test_the_demo_trains_alike():
+    """configs/demo.py, dropout and mesh included: loss and gradient norm of each step to 1e-5."""
+    found = {}
+    for impl in ("reference", "pallas_tpu_interpret"):
+        demo = config.build(config.Experiment, get_config().to_dict())
+        demo = changed(demo, model__attention=impl)
+        mesh = make_mesh(demo, jax.devices()[:8])
+        state, step = started(demo, mesh), train_step(demo, mesh)
+        found[impl] = []
+        for number in range(5):
+            state, metrics = step(state, put(random_tokens(demo, number), mesh))
+            found[impl].append([metrics["loss"], metrics["grad_norm"]])
+    np.testing.assert_allclose(*found.values(), rtol=1e-5)
