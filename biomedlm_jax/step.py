@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from biomedlm_jax.config import Experiment
 from biomedlm_jax.kernels.dropout import Seed, step_seed
-from biomedlm_jax.layout import BATCH, IN_USE, spec
+from biomedlm_jax.layout import BATCH, IN_USE, in_use, spec
 from biomedlm_jax.model import gpt
 from biomedlm_jax.objective import continues, next_token
 from biomedlm_jax.optimizer import adamw, clip, global_norm, mesh_axes, schedule
@@ -62,7 +62,7 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Callable:
 
     segments: with config.data.segment_ids, which document of its row each token is of.
     loss: mean over all labels of the batch that count, in nats: B * (T - 1), or with segments those
-      of the same document as the token before them.
+      of the same document as the token before them. The z-loss is not in it.
     grad_norm: before clipping. param_norm: after the update.
     """
     graph, specs, tx = gpt.graph(experiment.model), state_specs(experiment), adamw(experiment)
@@ -73,20 +73,24 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Callable:
     ) -> tuple[State, dict]:
         seed = step_seed(experiment.run.seed, state.step)
         if segments is None:
-            labels = math.prod(mesh.shape[axis] for axis in BATCH) * tokens[:, 1:].size
+            counts = jnp.ones(tokens[:, 1:].shape, bool)
+            labels = math.prod(mesh.shape[axis] for axis in BATCH) * counts.size
         else:  # a batch of nothing but first tokens has no label, and no loss
-            labels = jnp.maximum(jax.lax.psum(continues(segments).sum(), BATCH), 1)
+            counts = continues(segments)
+            labels = jnp.maximum(jax.lax.psum(counts.sum(), BATCH), 1)
+        weights = counts / labels
 
-        def mean_loss(params: dict) -> Float[Array, ""]:
-            return losses(experiment, graph, params, tokens, segments, seed).sum() / labels
+        def mean_loss(params: dict) -> tuple[Float[Array, ""], Float[Array, ""]]:
+            total, nats = loss(experiment, graph, params, tokens, segments, weights, seed)
+            return total, (weights * nats).sum()
 
-        loss, grads = gradients(mean_loss, state.params, specs.params)
+        nats, grads = gradients(mean_loss, state.params, specs.params)
         norm = global_norm(grads, specs.params)
         grads = clip(grads, norm, experiment.optimizer)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = cast(dict, optax.apply_updates(state.params, updates))
         metrics = {
-            "loss": loss,
+            "loss": nats,
             "grad_norm": norm,
             "param_norm": global_norm(params, specs.params),
             "learning_rate": rate(state.step),
@@ -115,8 +119,9 @@ def eval_step(experiment: Experiment, mesh: Mesh) -> Callable:
         segments: Int[Array, "B T"] | None,
         real: Bool[Array, "B T-1"],
     ) -> Float[Array, ""]:
-        nats = losses(experiment, graph, params, tokens, segments, None)
-        return jax.lax.psum(jnp.where(real, nats, 0.0).sum(), BATCH)
+        counts = real if segments is None else real & continues(segments)
+        _, nats = loss(experiment, graph, params, tokens, segments, counts, None)
+        return jax.lax.psum(jnp.where(counts, nats, 0.0).sum(), BATCH)
 
     in_specs = (gpt.specs(experiment.model), BATCH_SPEC, BATCH_SPEC, BATCH_SPEC)
     return jax.jit(jax.shard_map(evaluate, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec()))
@@ -130,7 +135,8 @@ def forward(experiment: Experiment, mesh: Mesh) -> Callable:
     def local(
         params: dict, tokens: Int[Array, "B T"], segments: Int[Array, "B T"] | None
     ) -> Float[Array, "B T V"]:
-        return nnx.merge(graph, params)(tokens, segments)
+        model = nnx.merge(graph, params)
+        return model.tokens.logits(model(tokens, segments))
 
     in_specs = (gpt.specs(experiment.model), BATCH_SPEC, BATCH_SPEC)
     whole = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=spec("btv", IN_USE))
@@ -140,25 +146,34 @@ def forward(experiment: Experiment, mesh: Mesh) -> Callable:
     )
 
 
-def losses(
+def loss(
     experiment: Experiment,
     graph: nnx.GraphDef,
     params: dict,
     tokens: Int[Array, "B T"],
     segments: Int[Array, "B T"] | None,
+    weights: Float[Array, "B T-1"] | Bool[Array, "B T-1"],
     seed: Seed | None,
-) -> Float[Array, "B T-1"]:
-    """Nats of each label on this device's rows, 0 for one that does not count. Strict promotion:
+) -> tuple[Float[Array, ""], Float[Array, "B T-1"]]:
+    """What is made small of this device's rows, and nats of each of their labels. Strict promotion:
     no float32 slips into bfloat16 work unseen."""
     assert (segments is not None) == experiment.data.segment_ids
+    model = nnx.merge(graph, params)
     with jax.numpy_dtype_promotion("strict"):
-        logits = nnx.merge(graph, params)(tokens, segments, seed)
-    nats = next_token(logits, tokens, vocab=experiment.model.vocab)
-    return nats if segments is None else jnp.where(continues(segments), nats, 0.0)
+        hidden = model(tokens, segments, seed)
+    return next_token(
+        hidden,
+        in_use(model.tokens.table, hidden.dtype),
+        tokens,
+        weights,
+        vocab=experiment.model.vocab,
+        z_loss=experiment.optimizer.z_loss,
+    )
 
 
 def gradients(loss_fn: Callable, params: dict, specs: dict) -> tuple[Float[Array, ""], dict]:
-    """Loss and gradients of the whole batch, where `loss_fn` gives this device's share of it.
+    """Loss and gradients of the whole batch. `loss_fn` gives this device's share of what is made
+    small, and of the loss to report.
 
     A parameter is marked as different on every device of the batch axes it is not stored over,
     so that its gradient stays a device's own until it is summed here, once and in float32, and
@@ -169,6 +184,6 @@ def gradients(loss_fn: Callable, params: dict, specs: dict) -> tuple[Float[Array
         return tuple(axis for axis in BATCH if axis not in mesh_axes(spec))
 
     own = jax.tree.map(lambda p, s: jax.lax.pcast(p, elsewhere(s), to="varying"), params, specs)
-    loss, grads = jax.value_and_grad(loss_fn)(own)
+    (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(own)
     grads = jax.tree.map(lambda g, s: jax.lax.psum(g, elsewhere(s)), grads, specs)
     return jax.lax.psum(loss, BATCH), grads

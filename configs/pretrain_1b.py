@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
         eps=1e-8,
         weight_decay=0.1,  # Composer's decoupled 2e-5 at this peak_lr; see optimizer.py
         clip_norm=1.0,
+        z_loss=0.0,
     )
     config.run = dict(
         seed=17,

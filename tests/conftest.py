@@ -15,7 +15,9 @@ import pytest
 CHECKED = [
     "biomedlm_jax.model",
     "biomedlm_jax.kernels.dropout",
+    "biomedlm_jax.kernels.attention.keep",
     "biomedlm_jax.kernels.attention.reference",  # api.py refuses wrong shapes itself
+    "biomedlm_jax.kernels.cross_entropy.chunked",
     "biomedlm_jax.objective",
     "biomedlm_jax.pipeline.loader",
 ]
@@ -66,6 +68,7 @@ TINY = config.Experiment(
         eps=1e-8,
         weight_decay=0.1,
         clip_norm=1.0,
+        z_loss=0.0,
     ),
     run=config.Run(
         seed=17, steps=10, log_every=1, eval_every=0, eval_batches=2, save_every=0, keep=2

@@ -53,6 +53,23 @@ def test_the_first_loss_is_that_of_gpt2(width, vocab):
     assert float(nats) / real.size == pytest.approx(expected, rel=0.01)
 
 
+def test_the_z_loss_is_made_small_and_is_not_in_the_loss():
+    """Z is the log of the sum of exponentials, which the loss alone leaves where it starts."""
+    reported, z = {}, {}
+    for weight in (0.0, 1.0):
+        experiment, devices = on(changed(TINY, optimizer__z_loss=weight), 1, 1, 2)
+        state, train_step = started(experiment, devices), step.train_step(experiment, devices)
+        batch = put(random_tokens(TINY), devices)
+        for _ in range(5):
+            state, metrics = train_step(state, batch)
+            reported.setdefault(weight, metrics)
+        logits = step.forward(experiment, devices)(state.params, batch)
+        z[weight] = float(jax.nn.logsumexp(logits, axis=-1).mean())
+    assert float(reported[1.0]["loss"]) == pytest.approx(float(reported[0.0]["loss"]), rel=1e-6)
+    assert float(reported[1.0]["grad_norm"]) > 2 * float(reported[0.0]["grad_norm"])
+    assert z[1.0] < z[0.0] - 0.2
+
+
 def test_padding_rows_stay_zero_and_have_no_gradient():
     experiment, devices = on(TINY, 1, 2, 2)
     state = started(experiment, devices)

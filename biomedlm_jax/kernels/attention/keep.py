@@ -52,12 +52,14 @@ def bases(length: int) -> tuple[Int32[Array, "{length}"], Int32[Array, "{length}
         return _signed(fold(jnp.uint32(0), places)), _signed(fold(jnp.uint32(1), places))
 
 
-def side(base: Int32[Array, "*T"], mine: Int32[Array, ""], other: Int32[Array, ""]):
-    """a of queries by (own_query, own_key), b of keys by (own_key, own_query)."""
+def side(
+    base: Int32[Array, "..."], mine: Int32[Array, "..."], other: Int32[Array, "..."]
+) -> Int32[Array, "..."]:
+    """a of queries by (own_query, own_key), b of keys by (own_key, own_query); broadcast."""
     return (base ^ mine) * (other | 1)
 
 
-def kept(a: Int32[Array, "*A"], b: Int32[Array, "*B"], rate: float) -> Bool[Array, "..."]:
+def kept(a: Int32[Array, "..."], b: Int32[Array, "..."], rate: float) -> Bool[Array, "..."]:
     """True with probability 1 - rate; a of queries and b of keys, broadcast."""
     return (a ^ b) * (b | 1) >= threshold(rate)
 
