@@ -3,19 +3,22 @@
 #   make small CORPUS=DIR         the same on NCBI's files below DIR, 12M parameters
 #   make test                     the tests;  make test-slow: with those over 20 seconds
 #   make bench-data CORPUS=DIR    speed beside peers, memory, cost as the corpus grows
+#   make compilers                what compiles for TPUs and GPUs that are not here, 1 GB
+#   make bench-kernels            attention on each chip beside peers: static cycles, GPU times
 #   make lint                     ruff and pyright;  make golden: renew tests/golden
 #   make clean                    caches;  make clean-runs: also every model that demo and small made
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
   $$p -c 'import ensurepip' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
+KERNELS_VENV ?= $(if $(wildcard .venv312/bin/python),.venv312,$(VENV))
 RUNS ?= runs
 CPUS := $(shell nproc 2>/dev/null || echo 2)
 TESTS := $(VENV)/bin/python -m pytest -n $(CPUS) --dist worksteal
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: setup demo small test test-slow bench-data lint golden clean clean-runs
+.PHONY: setup demo small test test-slow bench-data compilers bench-kernels lint golden clean clean-runs
 
 setup: $(VENV)/.installed
 
@@ -46,6 +49,17 @@ bench-data: setup
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	.venv-bench/bin/python -m data.bench --corpus=$(CORPUS)
 	.venv-bench/bin/python -m data.bench_scale --corpus=$(CORPUS)
+
+compilers: $(VENV)/.compilers
+
+%/.compilers: requirements-kernels.txt requirements.txt
+	test -x $*/bin/python || $(MAKE) setup VENV=$*
+	$*/bin/pip install --quiet --disable-pip-version-check -r requirements-kernels.txt
+	touch $@
+
+# Peers' figures are of the JAX that Python 3.12 has; the record names the versions it was made with.
+bench-kernels: $(KERNELS_VENV)/.compilers
+	$(KERNELS_VENV)/bin/python -m biomedlm_jax.benchmarks.kernels --output=$(RUNS)/bench-kernels
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,127 @@
+"""The process that compiles, and the handle on it: `with Compiler("tpu") as compiler: ...`
+
+A request is one line of JSON, {chip, make, options}; the answer is one line. `make` is
+"module:name" of a function of a device and of options that returns what to compile and its
+operands. A program that XLA refuses is answered with the reason. A compiler that dies takes its
+process with it and not the caller; the next request starts another.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+PLATFORMS = {"tpu": "compiler_tpu", "gpu": "compiler_gpu"}
+
+
+class CompileError(RuntimeError):
+    """The program does not compile for the chip; the message is the compiler's."""
+
+
+def missing(platform: str) -> str | None:
+    """Why nothing can be compiled for "tpu" or "gpu" here; None where it can."""
+    return importlib.import_module(f"{__package__}.{PLATFORMS[platform]}").missing()
+
+
+class Compiler:
+    """Compiles for chips of one platform, one program at a time, in a process that it starts."""
+
+    def __init__(self, platform: str):
+        self._platform = platform
+        self._folder = Path(tempfile.mkdtemp(prefix="compile-"))
+        self._process: subprocess.Popen[str] | None = None
+        self._errors = (self._folder / "stderr").open("w+")
+
+    def __enter__(self) -> "Compiler":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        self._errors.close()
+        shutil.rmtree(self._folder)
+
+    def measure(self, chip: str, make: str, **options: Any) -> dict[str, Any]:
+        """See `compiler_tpu.measure` and `compiler_gpu.measure`.
+
+        Raises:
+          CompileError: what is asked for can not be made or compiled, or kills the compiler.
+        """
+        process = self._started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(dict(chip=chip, make=make, options=options)) + "\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            self._end()
+            self._errors.seek(0)
+            raise CompileError(
+                f"the compiler died (exit {process.returncode}): {self._last_words()}"
+            )
+        answer = json.loads(line)
+        if "refused" in answer:
+            raise CompileError(answer["refused"])
+        return answer
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
+        if self._process is None:
+            module = importlib.import_module(f"{__package__}.{PLATFORMS[self._platform]}")
+            dump = Path(tempfile.mkdtemp(dir=self._folder)) / "dump"
+            dump.mkdir()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", f"{__package__}.child", self._platform, str(dump)],
+                env={**os.environ, **module.environment(dump)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+            )
+        return self._process
+
+    def _end(self) -> None:
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()  # the end of its requests
+        self._process.wait()
+        self._process.stdout.close()
+        self._process = None
+
+    def _last_words(self) -> str:
+        return "\n".join(self._errors.read().splitlines()[-5:])
+
+
+def answer(platform: str, dump: Path, request: dict[str, Any]) -> dict[str, Any]:
+    compiler = importlib.import_module(f"{__package__}.{PLATFORMS[platform]}")
+    module, name = request["make"].split(":")
+    for old in dump.iterdir():
+        old.unlink()
+    try:
+        device = compiler.device(request["chip"])
+        function, operands = getattr(importlib.import_module(module), name)(
+            device, **request["options"]
+        )
+        return compiler.measure(request["chip"], function, operands, dump)
+    except Exception as error:  # whatever it is, it is the answer to this request
+        return {"refused": f"{type(error).__name__}: {error}"}
+
+
+def main() -> None:
+    platform, dump = sys.argv[1], Path(sys.argv[2])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what compilers print goes elsewhere
+    for line in sys.stdin:
+        answers.write(json.dumps(answer(platform, dump, json.loads(line))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
