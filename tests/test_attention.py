@@ -17,7 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
 
 from biomedlm_jax import config
-from biomedlm_jax.kernels.attention import block_sizes, keep, pallas_tpu
+from biomedlm_jax.kernels.attention import block_sizes, keep, pallas_tpu, tpu_resident
 from biomedlm_jax.kernels.attention.api import IMPLEMENTATIONS, attention, attention_qkv
 from biomedlm_jax.mesh import make as make_mesh
 from biomedlm_jax.step import train_step
@@ -155,9 +155,20 @@ def test_the_mask_is_the_same_to_the_bit(impl):
         np.testing.assert_array_equal(np.asarray(weights > 0), wanted & seen)
 
 
-@pytest.mark.parametrize("impl", ["reference", "pallas_tpu_interpret"])
+@pytest.fixture(params=["reference", "pallas_tpu_interpret", "streaming"])
+def impl_of_any_length(request, monkeypatch) -> str:
+    """Also the kernels of long sequences, for short ones in small blocks."""
+    if request.param != "streaming":
+        return request.param
+    small = block_sizes.Streaming(128, 128, 2, 128, 128, 2)
+    monkeypatch.setattr(tpu_resident, "LONGEST", 0)
+    monkeypatch.setattr(block_sizes, "streaming", lambda *_: small)
+    return "pallas_tpu_interpret"
+
+
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_fused_is_the_same(impl, head_dim):
+def test_fused_is_the_same(impl_of_any_length, head_dim):
+    impl = impl_of_any_length
     heads, length, rate = 256 // head_dim, 200, 0.1
     q, k, v, dout = inputs(2, length, heads, head_dim)
     segments = segments_of(2, length, 60.0)
@@ -255,6 +266,25 @@ def test_a_device_draws_what_one_device_would(impl):
         np.testing.assert_allclose(x, y, atol=2e-6)
 
 
+@pytest.mark.parametrize("impl", ["reference", "pallas_tpu_interpret", "pallas_gpu_interpret"])
+def test_what_devices_share_has_the_sum_of_their_gradients(impl):
+    """A product that is split over devices and a bias that is not."""
+    product, bias = jax.random.normal(SEED_KEY, (2, 64, 192)), jnp.linspace(-1, 1, 192)
+    mesh = Mesh(jax.devices()[:2], ("data",))
+    rows, alike = PartitionSpec("data"), PartitionSpec()
+
+    def loss(attend, product, bias):
+        return jnp.square(attend(product, bias)).sum()
+
+    whole = functools.partial(attention_qkv, head_dim=64, scale=0.1, impl=impl)
+    split = jax.shard_map(whole, mesh=mesh, in_specs=(rows, alike), out_specs=rows)
+    found, wanted = (
+        jax.grad(functools.partial(loss, f), (0, 1))(product, bias) for f in (split, whole)
+    )
+    for x, y in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5 * jnp.abs(y).max())
+
+
 def test_dropout_keeps_the_mean():
     q, k, v, dout = inputs(2, 24, 3, 16)
     seeds = jnp.arange(400, dtype=jnp.uint32)
@@ -280,6 +310,9 @@ def test_auto_takes_what_this_machine_has_and_says_why_not_the_others(caplog):
         (dict(k=jnp.zeros((1, 3, 1, 32))), ValueError, "are not one shape"),
         (dict(q=jnp.zeros((1, 4, 1, 32), "bfloat16")), ValueError, "are not one floating dtype"),
         (dict(scale=-1.0), ValueError, "scale=-1.0 is not a positive number"),
+        (dict(scale=jnp.float32(0)), ValueError, "scale=0.0 is not a positive number"),
+        (dict(first_row=1.5), ValueError, "first_row=1.5 is not one integer"),
+        (dict(dropout_rate=jnp.float32(0.1)), ValueError, r"is not in \[0, 1\)"),
         (dict(scale=jnp.ones(3)), ValueError, r"scale of shape \(3,\) is not one number"),
         (dict(segment_ids=jnp.zeros((2, 4), "int32")), ValueError, r"\(2, 4\) are not \[B, T\]"),
         (dict(segment_ids=jnp.zeros((1, 4))), ValueError, "dtype float32 are not int32"),

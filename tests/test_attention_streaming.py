@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call as simulation
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
 
@@ -137,6 +138,8 @@ def test_no_races_and_nothing_read_that_was_not_written():
     case = Case(segments=True, blocks=WIDE)
     interpret = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
     found = kernels(case, interpret)
+    assert simulation.races is not None
+    assert not simulation.races.races_found
     for mine, theirs in zip(found, expected(case), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=3e-6 * float(jnp.abs(theirs).max()))
 

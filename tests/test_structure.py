@@ -15,6 +15,7 @@ ORDER = [
     "layout",
     "mesh",
     "kernels.dropout",
+    "kernels.varying",
     "kernels.interpret",
     "kernels.attention.keep",
     "kernels.attention.reference",

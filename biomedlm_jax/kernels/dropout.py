@@ -9,8 +9,11 @@ The hash is MurmurHash3's 32-bit finaliser (Appleby, public domain) over a Weyl 
 construction of SplitMix (Steele, Lea and Flood, OOPSLA 2014) in 32 bits.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 Seed = UInt32[Array, ""]
@@ -18,11 +21,15 @@ Seed = UInt32[Array, ""]
 WEYL = 0x9E3779B9  # 2**32 / golden ratio, odd
 
 
-def fold(seed: UInt32[Array, "..."], index: Int[Array, "..."] | UInt32[Array, "..."] | int):
-    """A new seed for each index, uint32, broadcast over both arguments' shapes."""
-    x = seed + (jnp.asarray(index).astype(jnp.uint32) + jnp.uint32(1)) * jnp.uint32(WEYL)
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+def fold(
+    seed: UInt32[Array, "..."] | np.uint32,
+    index: Int[Array, "..."] | UInt32[Array, "..."] | Int[np.ndarray, "..."] | int,
+) -> Any:
+    """A new seed for each index, uint32, broadcast over both arguments' shapes; numpy in numpy."""
+    index = index if isinstance(index, np.ndarray) else jnp.asarray(index)
+    x = seed + (index.astype(np.uint32) + np.uint32(1)) * np.uint32(WEYL)
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
 
 

@@ -12,15 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from biomedlm_jax.kernels.varying import axes_of
+
 
 def everywhere(run: Callable, inputs: Any) -> Any:
     """run(inputs) of this device; `inputs` and the result are trees of arrays."""
-    axes = set()
-    for x in jax.tree.leaves(inputs):
-        axes |= jax.typeof(x).manual_axis_type.varying
-    if not axes:
+    names = tuple(sorted(axes_of(inputs)))
+    if not names:
         return run(inputs)
-    names = tuple(sorted(axes))
     mine, devices = jax.lax.axis_index(names), jax.lax.axis_size(names)
 
     def of_all(x: jax.Array) -> jax.Array:

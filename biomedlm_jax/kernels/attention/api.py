@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from jax.ad_checkpoint import checkpoint_name
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int32
 
 from biomedlm_jax.kernels.attention import (
@@ -19,6 +20,7 @@ from biomedlm_jax.kernels.attention import (
     reference,
 )
 from biomedlm_jax.kernels.dropout import Seed
+from biomedlm_jax.kernels.varying import axes_of, marked
 
 # In the order that "auto" tries; the platform that each needs, None for any.
 IMPLEMENTATIONS: dict[str, tuple[types.ModuleType, str | None]] = {
@@ -29,6 +31,7 @@ IMPLEMENTATIONS: dict[str, tuple[types.ModuleType, str | None]] = {
 }
 # The kernels run operation by operation on any machine: slow, to see what they compute.
 INTERPRETED = {"pallas_tpu_interpret": pallas_tpu, "pallas_gpu_interpret": pallas_gpu}
+SMALLEST_SCALE = 1e-20
 
 
 def attention(
@@ -47,6 +50,7 @@ def attention(
     """softmax(scale * q k^T) v over keys at the same or an earlier position.
 
     scale: positive; may be traced, for this model's changes with the layer. It has no gradient.
+      (Masked scores are -1e30 before it in the TPU kernels, so it is SMALLEST_SCALE at least.)
     segment_ids: a query sees only keys of its own segment; None is one segment.
     dropout_rate, dropout_seed: of the attention weights. Whether a weight is kept is a pure
       function of (seed, row of the batch, head, query, key), the same for every implementation.
@@ -56,7 +60,8 @@ def attention(
       first that does not refuse.
 
     For the backward pass it keeps q, k, v, its result and float32 [B, N, T], the logsumexp, under
-    the names "attended" and "logsumexp" of `jax.ad_checkpoint`; the reference keeps more.
+    the names "attended" and "logsumexp" of `jax.ad_checkpoint`; the reference keeps more. Kernels
+    have no forward-mode derivative.
 
     Raises:
       ValueError: shapes or dtypes disagree, dropout has no seed.
@@ -91,11 +96,13 @@ def attention_qkv(
     gradient in float32 as they go; taken apart, [.., 3, H] would be copied, which costs more than
     the product. What is kept of it for the backward pass is named "qkv".
     """
-    width = product.shape[-1]
-    if product.ndim != 3 or width % (3 * head_dim) or 0 in product.shape:
+    if not isinstance(head_dim, int) or head_dim < 1:
+        raise ValueError(f"head_dim={head_dim} is not a number of lanes")
+    if product.ndim != 3 or product.shape[2] % (3 * head_dim) or 0 in product.shape:
         raise ValueError(
             f"product {product.shape} is not [B, T, N * 3 * H] of whole heads of {head_dim}"
         )
+    width = product.shape[2]
     if bias.shape != (width,):
         raise ValueError(f"bias {bias.shape} does not go with product {product.shape}")
     if product.dtype != bias.dtype or not jnp.issubdtype(product.dtype, jnp.floating):
@@ -107,16 +114,20 @@ def attention_qkv(
 
 def _options(shape, scale, segment_ids, rate, seed, first_row, first_head) -> dict:
     """What every implementation takes besides its operands; shape is [B, T, N]."""
-    if isinstance(scale, (int, float)) and not (scale > 0 and math.isfinite(scale)):
-        raise ValueError(f"scale={scale} is not a positive number")
     if jnp.shape(scale):
         raise ValueError(f"scale of shape {jnp.shape(scale)} is not one number")
+    if not isinstance(scale, Tracer) and not SMALLEST_SCALE <= float(scale) < math.inf:
+        raise ValueError(f"scale={scale} is not a positive number, {SMALLEST_SCALE} at least")
+    for name, first in (("first_row", first_row), ("first_head", first_head)):
+        if jnp.shape(first) or not jnp.issubdtype(jnp.result_type(first), jnp.integer):
+            raise ValueError(f"{name}={first} is not one integer")
     if segment_ids is not None:
+        segment_ids = jnp.asarray(segment_ids)
         if segment_ids.shape != shape[:2]:
             raise ValueError(f"segment_ids {segment_ids.shape} are not [B, T], here {shape[:2]}")
         if segment_ids.dtype != jnp.int32:
             raise ValueError(f"segment_ids of dtype {segment_ids.dtype} are not int32")
-    if not 0 <= rate < 1:
+    if not isinstance(rate, int | float) or not 0 <= rate < 1:
         raise ValueError(f"dropout_rate={rate} is not in [0, 1)")
     if rate > 0 and seed is None:
         raise ValueError(f"dropout_rate={rate} needs a dropout_seed")
@@ -128,7 +139,7 @@ def _options(shape, scale, segment_ids, rate, seed, first_row, first_head) -> di
     if seed is not None and rate > 0:
         seeds = keep.head_seeds(seed, shape[0], shape[2], first_row, first_head)
     return {
-        "scale": jax.lax.stop_gradient(jnp.asarray(scale, jnp.float32)),
+        "scale": scale if isinstance(scale, int | float) else jax.lax.stop_gradient(scale),
         "segment_ids": segment_ids,
         "dropout_rate": rate,
         "head_seeds": seeds,
@@ -137,6 +148,7 @@ def _options(shape, scale, segment_ids, rate, seed, first_row, first_head) -> di
 
 def _answer(impl: str, form: str, operands: tuple, options: dict) -> jax.Array:
     platform, kind = block_sizes.device()
+    operands, options = marked((operands, options), axes_of((operands, options)))
     if impl in INTERPRETED:
         return _call(INTERPRETED[impl], form, operands, options | {"interpret": True})
     if impl != "auto" and impl not in IMPLEMENTATIONS:
@@ -166,7 +178,8 @@ def _call(module: types.ModuleType, form: str, operands: tuple, options: dict) -
     qkv = checkpoint_name(product + bias, "qkv")
     q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], -1, 3, head_dim), 3, 0)
     out = module.attention(q, k, v, **rest)
-    return checkpoint_name(out.reshape(*qkv.shape[:2], -1), "attended")
+    out = out.reshape(*qkv.shape[:2], -1)
+    return out if module is pallas_gpu else checkpoint_name(out, "attended")  # it has named its own
 
 
 @functools.cache

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int, Int32
 
 from biomedlm_jax.kernels.attention import block_sizes, keep
 from biomedlm_jax.kernels.interpret import everywhere
+from biomedlm_jax.kernels.varying import axes_of, marked
 
 LOG2E = math.log2(math.e)
 NO_SCORE = -1e30  # less than any score, and finite when scaled: inf - inf would be NaN
@@ -112,11 +113,7 @@ def attention(
     tuning = tuning_of(q, k, v, interpret)
     rate = dropout_rate if head_seeds is not None else 0.0
     operands = q, k, v, jnp.asarray(scale, jnp.float32), segment_ids, head_seeds
-    # Under shard_map a kernel wants operands that vary over the same mesh axes.
-    axes = frozenset[str]().union(*(_varying(x) for x in jax.tree.leaves(operands)))
-    operands = jax.tree.map(
-        lambda x: lax.pcast(x, tuple(axes - _varying(x)), to="varying"), operands
-    )
+    operands = marked(operands, axes_of(operands))
     return _attention(rate, tuning, interpret, *operands)
 
 
@@ -135,10 +132,6 @@ def tuning_of(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool) -> Tuni
         if kind.startswith(known):
             return BLOCK_SIZES[known, q.shape[3], q.dtype.itemsize]
     raise NotImplementedError(f"no block sizes for {kind!r}; there are {', '.join(kinds)}")
-
-
-def _varying(x: jax.Array) -> frozenset[str]:
-    return frozenset(jax.typeof(x).manual_axis_type.varying)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

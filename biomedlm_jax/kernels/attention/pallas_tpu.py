@@ -81,12 +81,29 @@ def _padded(
     seeds = None if head_seeds is None else pad(head_seeds, 0, missing_heads)
     _, kind = block_sizes.device()
     rate = 0.0 if seeds is None else dropout_rate
+    scale = jnp.asarray(scale, jnp.float32)
     plan = Plan(head_dim, rate, block_sizes.resident(kind))
     if not tpu_resident.takes(plan, length + rows, operands[0].dtype):
         blocks = block_sizes.streaming(kind, head_dim, operands[0].dtype)
         plan = Plan(head_dim, rate, blocks)
+        _check_streaming(plan, interpret, operands, scale, segment_ids, seeds)
     out = cast(Array, _attend(plan, interpret, operands, bias, scale, segment_ids, seeds))
     return out[:, :length, : heads * head_dim]
+
+
+def _check_streaming(plan, interpret, operands, scale, segment_ids, seeds) -> None:
+    """Raises NotImplementedError where the backward pass would, which needs more memory than the
+    forward pass: whoever asks for a gradient later has no other implementation by then."""
+    batch, length, width = operands[0].shape
+    width = width // 3 if len(operands) == 1 else width
+    part = jax.ShapeDtypeStruct((batch, length, width), operands[0].dtype)
+    lse = jax.ShapeDtypeStruct((batch, width // plan.head_dim, 1, length), jnp.float32)
+    backward = functools.partial(tpu_streaming.backward, plan, interpret)
+    others = [
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+        for x in (scale, segment_ids, seeds)
+    ]
+    jax.eval_shape(backward, (part,) * 3, *others, part, lse, part)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -45,8 +45,9 @@ from biomedlm_jax.kernels.attention.tpu_tiles import (
 )
 from biomedlm_jax.kernels.interpret import everywhere
 
-# Code grows with heads of a column and with T squared; two kernels of 20,000 bundles are enough.
-LONGEST = 4096
+# Code grows with T squared and with the heads of a column: at T 2048 the backward kernel has 21,000
+# bundles with one head, 47,000 with two, and at T 4096 76,000, which take minutes to compile.
+LONGEST, LONGEST_COLUMN = 2048, 4096
 
 
 def _forward(plan: Plan[Resident], inputs: dict, columns, out, lse, sides) -> None:
@@ -177,9 +178,8 @@ def _backward(plan: Plan[Resident], inputs: dict, columns, grads, sums, dq_sums,
                         part = x.reshape(-1, SUBLANES, LANES).sum(0)
                         bias_sums[head, i] = part + bias_sums.get((head, i), 0.0)
 
-        spans: list[
-            tuple[pl.Slice, pl.Slice]
-        ] = []  # the square on the diagonal in pieces of 128 keys, then the rest
+        # The square on the diagonal in pieces of 128 keys, then the rest.
+        spans: list[tuple[pl.Slice, pl.Slice]] = []
         for at in range(0, size, LANES):
             spans.append((pl.Slice(start + at, LANES), pl.Slice(start + at, size - at)))
         for at in range(start + size, length, plan.blocks.backward_block):
@@ -197,7 +197,7 @@ def _backward(plan: Plan[Resident], inputs: dict, columns, grads, sums, dq_sums,
 
 def takes(plan: Plan[Resident], length: int, dtype: jax.typing.DTypeLike) -> bool:
     """Whether T is short enough, and VMEM (of the TPU that is traced for) large enough."""
-    if plan.heads * length > LONGEST:
+    if length > LONGEST or plan.heads * length > LONGEST_COLUMN:
         return False
     needed = vmem_bytes(plan, length, dtype)
     return not pltpu.is_tpu_device() or needed <= pltpu.get_tpu_info().vmem_capacity_bytes

@@ -22,7 +22,7 @@ from biomedlm_jax.kernels.attention.block_sizes import Resident, Streaming
 LANES, SUBLANES = 128, 8
 LOG2E = 1.4426950408889634
 DEFAULT_VMEM = 16 * 2**20  # bytes that a kernel may take unless it asks for more
-MASKED = -1e30  # times a scale it is still far below any score, and exp2 of it is 0
+MASKED = -1e30  # times any scale that api.py lets pass it is far below scores; exp2 of it is 0
 NT, NN, TN = [(dims, ((), ())) for dims in (((1,), (1,)), ((1,), (0,)), ((0,), (0,)))]
 
 Blocks = TypeVar("Blocks", Resident, Streaming)
@@ -133,15 +133,6 @@ def dropped(
 
 def where_kept(kept: list, x: Float[Array, "R C"]) -> Float[Array, "R C"]:
     return join([jnp.where(m, t, 0.0) for m, t in zip(kept, lane_tiles(x), strict=True)], 1)
-
-
-def roll(x: Num[Array, "R 128"], lanes: int) -> Num[Array, "R 128"]:
-    """x with its lanes moved to the right, the last ones to the front."""
-    if not lanes:
-        return x
-    if x.dtype == jnp.float32:
-        return pltpu.roll(x, lanes, 1)
-    return pltpu.bitcast(pltpu.roll(pltpu.bitcast(x, jnp.int32), lanes, 1), x.dtype)
 
 
 def only_lanes(x: Num[Array, "R 128"], lanes: slice) -> Num[Array, "R 128"]:

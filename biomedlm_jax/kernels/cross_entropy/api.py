@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from biomedlm_jax.kernels.cross_entropy import chunked
+from biomedlm_jax.kernels.varying import axes_of, marked
 
 
 def cross_entropy(
@@ -24,8 +25,9 @@ def cross_entropy(
     """Returns (sum of weights * (nats + z_loss * Z^2), nats), both float32.
 
     Over the logits hidden table^T, Z is the log of the sum of their exponentials and nats is
-    Z - the label's logit, -log p(label). The logits of the batch never exist together; the
-    gradients of the sum come from the chunk at hand, in three products with the table in all.
+    Z - the label's logit, -log p(label). Of the logits, 256 MiB exist at a time, in the dtype of
+    the operands; the gradients of the sum come from the chunk at hand, in three products with the
+    table in all. There is no forward-mode derivative.
     Z^2 keeps Z near 0 (PaLM, arXiv 2204.02311, section 5, with z_loss=1e-4).
 
     hidden, table: of one dtype, in which the products take their operands and give their
@@ -43,6 +45,8 @@ def cross_entropy(
     """
     if hidden.ndim != 3 or table.ndim != 2 or hidden.shape[2] != table.shape[1]:
         raise ValueError(f"hidden {hidden.shape} and table {table.shape} are not [B, T, D], [V, D]")
+    if 0 in hidden.shape:
+        raise ValueError(f"hidden {hidden.shape} holds no token")
     if hidden.dtype != table.dtype or not jnp.issubdtype(hidden.dtype, jnp.floating):
         raise ValueError(f"hidden {hidden.dtype} and table {table.dtype} are not one float dtype")
     if not labels.shape == weights.shape == hidden.shape[:2]:
@@ -55,17 +59,16 @@ def cross_entropy(
     stored = table.shape[0] * jax.lax.axis_size(tuple(split))
     if not 0 < vocab <= stored:
         raise ValueError(f"vocab={vocab} is not in 1 to {stored}, the rows of the whole table")
-    if z_loss < 0:
-        raise ValueError(f"z_loss={z_loss} is negative; 0 switches it off")
+    if not z_loss >= 0:
+        raise ValueError(f"z_loss={z_loss} is negative or no number; 0 switches it off")
     if rows is not None and rows < 1:
         raise ValueError(f"rows={rows}; a chunk has one token or more")
 
     # Marked as different wherever any of them is, so that the transpose of the mark sums a gradient
     # over the devices that share its array, as it would with plain operations.
-    axes = frozenset(split).union(*(_varying(x) for x in (hidden, table, labels, weights)))
-    hidden, table = _mark(hidden, axes), _mark(table, axes)
-    labels = _mark(labels, axes - set(split))
-    weights = _mark(weights.astype(jnp.float32), axes - set(split))
+    axes = axes_of((hidden, table, labels, weights)).union(split)
+    hidden, table = marked((hidden, table), axes)
+    labels, weights = marked((labels, weights.astype(jnp.float32)), axes - set(split))
     exists = (labels >= 0) & (labels < vocab)
     weights = jnp.where(exists | (weights == 0), weights, jnp.nan)
     labels = jnp.where(exists, labels, 0)
@@ -80,12 +83,3 @@ def cross_entropy(
     )
     total, nats = cast(tuple[jax.Array, jax.Array], found)
     return total, jax.lax.stop_gradient(nats).reshape(labels.shape)
-
-
-def _varying(x: jax.Array) -> frozenset[str]:
-    return frozenset(jax.typeof(x).manual_axis_type.varying)
-
-
-def _mark(x: jax.Array, axes: frozenset[str]) -> jax.Array:
-    missing = tuple(sorted(axes - _varying(x)))
-    return jax.lax.pcast(x, missing, to="varying") if missing else x

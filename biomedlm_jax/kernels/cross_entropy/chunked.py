@@ -163,7 +163,7 @@ def _losses(
 
     # Kept in the dtype of the products, as the difference to the label's logit: what all logits
     # of a token share, which may be much larger than what tells them apart, is not rounded.
-    logits = jnp.einsum("cd,vd->cv", chunk.hidden, table, preferred_element_type=jnp.float32)
+    logits = _product("cd,vd->cv", chunk.hidden, table)
     relative = jnp.where(exists, logits - label_logit[:, None], -jnp.inf).astype(table.dtype)
 
     shift, total = _sum_of_exponentials(relative)
@@ -183,8 +183,15 @@ def _losses_and_gradients(
     is_label = jnp.arange(table.shape[0]) == row[:, None]
     slope = p * (1 + 2 * settings.z_loss * z)[:, None] - is_label
     slope = (slope * chunk.weights[:, None]).astype(table.dtype)
-    to_table = jnp.einsum("cv,cd->vd", slope, chunk.hidden, preferred_element_type=jnp.float32)
-    return losses, Gradients(slope @ table, to_table)
+    to_hidden = _product("cv,vd->cd", slope, table).astype(table.dtype)
+    return losses, Gradients(to_hidden, _product("cv,cd->vd", slope, chunk.hidden))
+
+
+def _product(axes: str, a: Array, b: Array) -> Float[Array, "..."]:
+    """Float32. Operands in float32 keep their bits on every chip: the label's own logit, which is
+    taken without a product, would else not be the one among all logits."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jnp.einsum(axes, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _rows(
