@@ -58,7 +58,7 @@ dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
 runtime_version {{ major: 12 minor: 9 patch: 0 }}
 """
 # Unless JAX is told to use the CPU, the plugin looks for a GPU and gives up without one.
-HAS_PLUGIN = importlib.util.find_spec("jax_plugins.xla_cuda12") is not None
+HAS_PLUGIN = all(map(importlib.util.find_spec, ("jax_plugins", "jax_plugins.xla_cuda12")))
 needs_plugin = pytest.mark.skipif(
     not HAS_PLUGIN or jax.config.jax_platforms != "cpu",
     reason="needs jax-cuda12-plugin, jax-cuda12-pjrt, nvidia-cuda-nvcc-cu12 and JAX_PLATFORMS=cpu",

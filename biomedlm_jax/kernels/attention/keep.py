@@ -57,12 +57,12 @@ def side(
     other: Int32[Array, "..."],
 ) -> Int32[Array, "..."]:
     """a of queries by (own_query, own_key), b of keys by (own_key, own_query); broadcast."""
-    return (base ^ mine) * (other | 1)
+    return jnp.bitwise_xor(base, mine) * (other | 1)
 
 
 def kept(a: Int32[Array, "..."], b: Int32[Array, "..."], rate: float) -> Bool[Array, "..."]:
     """True with probability 1 - rate; a of queries and b of keys, broadcast."""
-    return jnp.asarray((a ^ b) * (b | 1) >= threshold(rate))
+    return (a ^ b) * (b | 1) >= threshold(rate)
 
 
 def threshold(rate: float) -> Int32[Array, ""]:
