@@ -192,7 +192,9 @@ def within_limit(tpu, chip, variant):
         pytest.skip(f"limits are for jax and libtpu {LIMITS_ARE_FOR}, here are {toolchain()}")
     found = kernels.ours(tpu, chip, variant)
     batch, heads, length, head_dim = variant.shape
-    assert found["peak_bytes"] < 1.3 * 8 * batch * length * heads * head_dim * 2
+    array = batch * length * heads * head_dim * 2
+    assert found["temporary_bytes"] < array
+    assert found["peak_bytes"] < (12.5 if chip == "v6e" else 9.5) * array  # operands, results: 8
     assert found["bounded"] <= 1e6 * variant.limits[chip], found
 
 
