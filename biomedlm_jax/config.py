@@ -98,6 +98,7 @@ class Mesh:
     data: int  # copies of the parameters
     fsdp: int  # pieces in which a copy is stored; also splits the batch
     model: int  # pieces in which a layer is computed
+    context: int  # pieces in which a sequence is computed, for long ones
 
     def __post_init__(self) -> None:
         sizes = dataclasses.asdict(self)
@@ -123,7 +124,10 @@ class Optimizer:
     b2: float
     eps: float
     weight_decay: float  # multiplied by the learning rate, as in optax and PyTorch
+    weight_decay_on: Literal["all", "matrices"]  # matrices: no bias, no LayerNorm
     clip_norm: float
+    ema_decay: float  # of an average of the parameters, which is then what is scored and exported;
+    # 0 keeps none
     z_loss: float  # 0 switches it off; PaLM has 1e-4 (arXiv 2204.02311, section 5)
 
     def __post_init__(self) -> None:
@@ -133,7 +137,7 @@ class Optimizer:
             raise UserError(
                 f"config.optimizer.final_lr_fraction={self.final_lr_fraction} is not in [0, 1]"
             )
-        for name in ("b1", "b2"):
+        for name in ("b1", "b2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"config.optimizer.{name}={getattr(self, name)} is not in [0, 1)")
 
@@ -145,15 +149,30 @@ class Run:
 
     seed: int  # of the parameters, the data order and dropout
     steps: int
+    accumulate: int  # pieces in which a device computes its rows of a batch, to save memory
     log_every: int
     eval_every: int
     eval_batches: int  # of held-out text, the same each time
+    sample_tokens: int  # of the continuations that an evaluation writes; 0 is none
     save_every: int
     keep: int  # newest checkpoints that stay
+    keep_every: int  # those of every so many steps stay for good; 0 is none
+    max_skipped: int  # updates in a row without finite numbers that are left out; then it stops
+    spike_sigmas: float  # a loss so far above the mean of those before is reported; 0 is never
+    hang_seconds: int  # without a step, and the process reports itself and ends; 0 is never
+    wait_seconds: int  # for other hosts, before the missing ones are named
 
     def __post_init__(self) -> None:
-        _positive(self, "run", "steps", "log_every", "eval_batches", "keep")
-        _positive(self, "run", "seed", "eval_every", "save_every", or_zero=True)
+        _positive(self, "run", "steps", "accumulate", "log_every", "eval_batches", "keep")
+        _positive(self, "run", "wait_seconds")
+        others = ["seed", "eval_every", "sample_tokens", "save_every", "keep_every"]
+        others += ["max_skipped", "spike_sigmas", "hang_seconds"]
+        _positive(self, "run", *others, or_zero=True)
+        if self.keep_every and (not self.save_every or self.keep_every % self.save_every):
+            raise UserError(
+                f"config.run.keep_every={self.keep_every} is no multiple of "
+                f"config.run.save_every={self.save_every}, so no checkpoint would be kept for good"
+            )
 
     def due(self, done: int, every: int) -> bool:
         """Whether something of period `every` happens when `done` steps are done."""
@@ -183,11 +202,17 @@ FREE_TO_CHANGE = (
     "data.store",
     "model.remat",
     "model.attention",
+    "run.accumulate",
     "run.log_every",
     "run.eval_every",
     "run.eval_batches",
+    "run.sample_tokens",
     "run.save_every",
-    "run.keep",
+    "run.keep",  # and keep_every
+    "run.max_skipped",
+    "run.spike_sigmas",
+    "run.hang_seconds",
+    "run.wait_seconds",
 )
 
 

@@ -89,9 +89,10 @@ def score(
     nats, labels, nbytes = 0.0, 0, 0
     some = itertools.islice(windows, batches)
     for window in tqdm(some, total=total, desc="held out", disable=not progress):
-        nats += float(evaluate(params, *jax.device_put(window, sharding)))
         labels += int(window.real.sum())
         nbytes += int(sizes[window.tokens[:, 1:]][window.real].sum())
+        window = window._replace(real=np.where(window.real, 0, -1))
+        nats += float(evaluate(params, *jax.device_put(window, sharding)).sum())
     if not nbytes:
         raise UserError(
             f"{store.path} has no held-out document of two tokens of text, so there is nothing to "
@@ -135,7 +136,7 @@ def main(workdir: Path, moved: str | None = None) -> None:
     rows = ROWS_PER_DEVICE * jax.device_count()
     experiment = dataclasses.replace(
         experiment,
-        mesh=MeshConfig(data=1, fsdp=-1, model=1),
+        mesh=MeshConfig(data=1, fsdp=-1, model=1, context=1),
         data=dataclasses.replace(experiment.data, batch=rows),
     )
     mesh = meshes.make(experiment)
@@ -144,7 +145,7 @@ def main(workdir: Path, moved: str | None = None) -> None:
         raise UserError(f"{store.path} has {len(shared)} held-out documents in training too")
     shardings = step.state_shardings(experiment, mesh).params
     params = jax.device_put(params, shardings)
-    evaluate = step.eval_step(experiment, mesh)
+    evaluate = step.eval_step(experiment, mesh, groups=1)
     model = score(experiment, mesh, evaluate, params, store, rows=rows, progress=True)
     xz = xz_bits_per_byte(text(store))
     print(

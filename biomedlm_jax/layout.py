@@ -1,19 +1,21 @@
 """The alphabet: each tensor axis has one letter, and two tables say where a letter lives.
 
-  b batch         t position, query   s position, key
+  b batch         t position          s position a device computes
   d width         f mlp width         e heads x head dim (attention's output, joined)
   n heads         h head dim          q heads x (query, key, value) x head dim, joined
   v vocabulary    l layers
 
 Mesh axes: `data` holds copies of the parameters, `fsdp` the pieces in which one copy is stored,
-`model` the pieces in which a layer is computed. The batch is split over `data` and `fsdp`. The
-whole step runs under one `jax.shard_map`, so the model sees per-device arrays: what it calls
-[B, T, F] has B / (data * fsdp) rows and F / model columns.
+`model` the pieces in which a layer is computed, `context` the pieces in which a sequence is. The
+batch is split over `data` and `fsdp`. The whole step runs under one `jax.shard_map`, so the model
+sees per-device arrays: what it calls [B, S, F] has B / (data * fsdp) rows, T / context positions
+and F / model columns.
 """
 
 import jax
 from flax import nnx
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Shaped
 
 Places = dict[str, tuple[str, ...]]
 
@@ -30,17 +32,19 @@ IN_USE: Places = {
     "b": ("data", "fsdp"),
     "e": ("model",),
     "f": ("model",),
-    "n": ("model",),
+    "n": ("model", "context"),
     "q": ("model",),
+    "s": ("context",),
     "v": ("model",),
 }
 BATCH = IN_USE["b"]
+LABELS = BATCH + IN_USE["s"]  # a device has the loss of its positions of its rows
 
 
 def spec(axes: str, places: Places) -> PartitionSpec:
     """spec("fd", STORED) is P(("model", "fsdp"), None): the first letter that asks for a mesh
     axis has it."""
-    free, parts = {"data", "fsdp", "model"}, []
+    free, parts = {"data", "fsdp", "model", "context"}, []
     for letter in axes:
         mine = tuple(axis for axis in places.get(letter, ()) if axis in free)
         free -= set(mine)
@@ -63,3 +67,10 @@ def in_use(param: nnx.Param, dtype: jax.typing.DTypeLike) -> jax.Array:
         if part and "fsdp" in part:
             value = jax.lax.all_gather(value, "fsdp", axis=axis, tiled=True)
     return value
+
+
+def mine(whole: Shaped[Array, "B T ..."]) -> Shaped[Array, "B S ..."]:
+    """The positions that this device computes of an array that has all of them."""
+    (axis,) = IN_USE["s"]
+    length = whole.shape[1] // jax.lax.axis_size(axis)
+    return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index(axis) * length, length, axis=1)

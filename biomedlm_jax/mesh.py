@@ -1,5 +1,6 @@
 """The device mesh, and whether a model and a batch divide over it."""
 
+import dataclasses
 import math
 
 import jax
@@ -13,12 +14,12 @@ from biomedlm_jax.layout import BATCH, STORED
 
 
 def sizes(mesh: MeshConfig, devices: int) -> dict[str, int]:
-    """{"data": 1, "fsdp": 16, "model": 1} with -1 filled in.
+    """{"data": 1, "fsdp": 16, "model": 1, "context": 1} with -1 filled in.
 
     Raises:
       UserError: the axes do not multiply to `devices`.
     """
-    given = {"data": mesh.data, "fsdp": mesh.fsdp, "model": mesh.model}
+    given = dataclasses.asdict(mesh)
     fixed = math.prod(size for size in given.values() if size != -1)
     rest = devices // fixed
     filled = {name: rest if size == -1 else size for name, size in given.items()}
@@ -47,8 +48,14 @@ def check(experiment: Experiment, axes: dict[str, int]) -> None:
             f"config.mesh.fsdp={axes['fsdp']} = {groups} groups of devices; "
             f"{' or '.join(map(str, sorted(set(near))))} would"
         )
+    if (rows // groups) % experiment.run.accumulate:
+        raise UserError(
+            f"config.run.accumulate={experiment.run.accumulate} does not divide the "
+            f"{rows // groups} rows of config.data.batch={rows} that a device computes"
+        )
     split = {
-        "config.model.heads": (model.heads, ("model",)),
+        "config.model.context": (model.context, ("context",)),
+        "config.model.heads": (model.heads, ("model", "context")),
         "config.model.width": (model.width, STORED["d"]),
         "config.model.width, as heads x head dim,": (model.width, STORED["e"]),
         "config.model.mlp": (model.mlp, STORED["f"]),
@@ -74,8 +81,7 @@ def make(experiment: Experiment, devices: list | None = None) -> jax.sharding.Me
     """
     if devices is None:
         devices = jax.devices()
-        given = (experiment.mesh.data, experiment.mesh.fsdp, experiment.mesh.model)
-        wanted = math.prod(max(size, 1) for size in given)
+        wanted = math.prod(max(size, 1) for size in dataclasses.asdict(experiment.mesh).values())
         if devices[0].platform == "cpu" and wanted > len(devices):
             clear_backends()
             jax.config.update("jax_num_cpu_devices", wanted)

@@ -8,36 +8,38 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from biomedlm_jax.kernels.cross_entropy.api import cross_entropy
-from biomedlm_jax.layout import IN_USE
+from biomedlm_jax.layout import IN_USE, mine
 
 
 def next_token(
-    hidden: Float[Array, "B T D"],
+    hidden: Float[Array, "B S D"],
     table: Float[Array, "V D"],
     tokens: Int[Array, "B T"],
     weights: Float[Array, "B T-1"] | Bool[Array, "B T-1"],
     *,
     vocab: int,
     z_loss: float,
-) -> tuple[Float[Array, ""], Float[Array, "B T-1"]]:
-    """(weighted sum over the labels, -log p(tokens[:, t + 1] | tokens[:, :t + 1]) in nats).
+) -> tuple[Float[Array, ""], Float[Array, "B S"]]:
+    """(weighted sum over this device's labels, of each -log p(tokens[:, t + 1] | tokens[:, :t + 1])
+    in nats, 0 where it does not count).
 
     Only the sum has a gradient, and only it has the z-loss; see `cross_entropy`.
-    hidden: what follows the last LayerNorm.
+    hidden: what follows the last LayerNorm, at this device's S of the T positions.
     table: this device's rows of the tied embedding; tokens from `vocab` on are padding.
     """
     # The last position has no label. It stays as one that does not count: T - 1 rows of each
     # sequence would be no whole tiles.
+    weights = mine(jnp.pad(weights, [(0, 0), (0, 1)]))
     total, nats = cross_entropy(
         hidden,
         table,
-        jnp.roll(tokens, -1, axis=1),
-        jnp.pad(weights, [(0, 0), (0, 1)]),
+        mine(jnp.roll(tokens, -1, axis=1)),
+        weights,
         vocab=vocab,
         z_loss=z_loss,
         split=IN_USE["v"],
     )
-    return total, nats[:, :-1]
+    return total, jnp.where(weights == 0, 0.0, nats)
 
 
 def continues(segments: Int[Array, "B T"]) -> Bool[Array, "B T-1"]:

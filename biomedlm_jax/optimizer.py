@@ -8,6 +8,7 @@ import optax
 
 from biomedlm_jax.config import Experiment, Optimizer
 from biomedlm_jax.layout import PartitionSpec
+from biomedlm_jax.model.gpt import matrices
 
 
 def schedule(experiment: Experiment) -> optax.Schedule:
@@ -25,33 +26,41 @@ def schedule(experiment: Experiment) -> optax.Schedule:
 
 
 def adamw(experiment: Experiment) -> optax.GradientTransformation:
-    """AdamW on every parameter, biases and LayerNorm included, as the original did.
+    """AdamW's direction, which an update follows by the learning rate; `step` subtracts it, for
+    only the state knows how many steps were done when some were left out.
 
+    Every parameter decays, biases and LayerNorm included, as in the original; with
+    optimizer.weight_decay_on="matrices" those do not.
     Composer's DecoupledAdamW multiplies weights by 1 - wd * lr / peak_lr and names wd = 1.6e-5;
-    optax multiplies by 1 - lr * weight_decay. At peak_lr = 1.6e-4 both are the same for
-    weight_decay = 0.1; 1.6e-5 here would decay 6,250 times too little.
+    here they are multiplied by 1 - lr * weight_decay, as in optax and PyTorch. At peak_lr = 1.6e-4
+    both are the same for weight_decay = 0.1; 1.6e-5 here would decay 6,250 times too little.
     """
     chosen = experiment.optimizer
-    return optax.adamw(
-        schedule(experiment),
-        b1=chosen.b1,
-        b2=chosen.b2,
-        eps=chosen.eps,
-        weight_decay=chosen.weight_decay,
+    mask = matrices(experiment.model) if chosen.weight_decay_on == "matrices" else None
+    return optax.chain(
+        optax.scale_by_adam(b1=chosen.b1, b2=chosen.b2, eps=chosen.eps),
+        optax.add_decayed_weights(chosen.weight_decay, mask),
     )
 
 
-def global_norm(tree: dict, specs: dict) -> jax.Array:
-    """The 2-norm of all parameters or gradients, float32, each piece counted once wherever it is
-    stored."""
-    sums = collections.defaultdict(lambda: jnp.float32(0))  # of squares, by axes to sum over
-    for leaf, spec in zip(jax.tree.leaves(tree), jax.tree.leaves(specs), strict=True):
-        over = mesh_axes(spec)
-        sums[over] += jnp.sum(jnp.square(leaf))
-    total = jnp.float32(0)
-    for over, part in sums.items():
-        total += jax.lax.psum(part, over) if over else part
-    return jnp.sqrt(total)
+def norms(tree: dict, specs: dict) -> dict[str, jax.Array]:
+    """The 2-norm of all parameters or gradients under "", and of each group of them under its
+    layer's name ("qkv", "tokens"): float32, each piece counted once wherever it is stored."""
+    flat, _ = jax.tree.flatten_with_path(tree)
+    by_axes: dict = collections.defaultdict(lambda: collections.defaultdict(float))
+    for (path, leaf), spec in zip(flat, jax.tree.leaves(specs), strict=True):
+        by_axes[mesh_axes(spec)][group(path)] += jnp.sum(jnp.square(leaf))
+    squares = collections.defaultdict(float)
+    for over, sums in by_axes.items():  # one collective for each way of storing
+        for name, part in (jax.lax.psum(dict(sums), over) if over else sums).items():
+            squares[name] += part
+    return {"": jnp.sqrt(sum(squares.values())), **{k: jnp.sqrt(x) for k, x in squares.items()}}
+
+
+def group(path: tuple) -> str:
+    """The layer of a parameter: "qkv" of blocks/qkv/kernel, "positions" of positions."""
+    names = [key.key for key in path if key.key != "blocks"]
+    return names[0]
 
 
 def clip(grads: dict, norm: jax.Array, chosen: Optimizer) -> dict:

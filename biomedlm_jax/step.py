@@ -9,6 +9,7 @@ parameter (its transpose scatters the gradient), a product over a split axis is 
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import jax
@@ -20,10 +21,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from biomedlm_jax.config import Experiment
 from biomedlm_jax.kernels.dropout import Seed, step_seed
-from biomedlm_jax.layout import BATCH, IN_USE, in_use, spec
+from biomedlm_jax.kernels.varying import axes_of, marked
+from biomedlm_jax.layout import BATCH, IN_USE, LABELS, in_use, mine, spec
 from biomedlm_jax.model import gpt
 from biomedlm_jax.objective import continues, next_token
-from biomedlm_jax.optimizer import adamw, clip, global_norm, mesh_axes, schedule
+from biomedlm_jax.optimizer import adamw, clip, mesh_axes, norms, schedule
 
 BATCH_SPEC = spec("bt", IN_USE)
 
@@ -31,9 +33,18 @@ BATCH_SPEC = spec("bt", IN_USE)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    step: Int[Array, ""]  # updates done
+    """Always finite: an update that would not be is left out."""
+
+    step: Int[Array, ""]  # batches used, and so the number of the next one
+    skipped: Int[Array, ""]  # updates left out in a row, those of the last steps
     params: dict
     opt_state: optax.OptState
+    average: dict | None  # of the parameters, with optimizer.ema_decay
+
+    @property
+    def scored(self) -> dict:
+        """The parameters that are evaluated and exported."""
+        return self.params if self.average is None else self.average
 
 
 def state_specs(experiment: Experiment) -> State:
@@ -43,7 +54,8 @@ def state_specs(experiment: Experiment) -> State:
     opt_state = optax.tree.map_params(
         tx, lambda _, spec: spec, shapes, params, transform_non_params=lambda _: PartitionSpec()
     )
-    return State(PartitionSpec(), params, opt_state)  # pyright: ignore
+    average = params if experiment.optimizer.ema_decay else None
+    return State(PartitionSpec(), PartitionSpec(), params, opt_state, average)  # pyright: ignore
 
 
 def state_shardings(experiment: Experiment, mesh: Mesh) -> State:
@@ -54,74 +66,113 @@ def init(experiment: Experiment) -> State:
     """The state before the first step, the same on every mesh; call it under `jax.jit` with
     `state_shardings` for out_shardings, and no host ever holds the whole model."""
     params = gpt.init(experiment.model, jax.random.key(experiment.run.seed))
-    return State(jnp.int32(0), params, adamw(experiment).init(params))
+    average = jax.tree.map(jnp.copy, params) if experiment.optimizer.ema_decay else None
+    return State(jnp.int32(0), jnp.int32(0), params, adamw(experiment).init(params), average)
 
 
 def train_step(experiment: Experiment, mesh: Mesh) -> Callable:
-    """Returns step(state, tokens [B, T], segments [B, T] | None) -> (state, metrics).
+    """Returns step(state, tokens [B, T], segments [B, T] | None, counted [B, T] | None) ->
+    (state, metrics).
 
     segments: with config.data.segment_ids, which document of its row each token is of.
-    loss: mean over all labels of the batch that count, in nats: B * (T - 1), or with segments those
-      of the same document as the token before them. The z-loss is not in it.
-    grad_norm: before clipping. param_norm: after the update.
+    counted: bool, which tokens count as labels; None is all. Neither the first token of a row nor,
+      with segments, that of a document ever does.
+
+    The rows of a device go through the model in run.accumulate parts; gradients are summed in
+    float32. An update whose loss or gradient is not finite is left out: the step counts, the state
+    stays. Metrics, all of the whole batch:
+
+    loss: mean over the labels that count, in nats; the z-loss is not in it.
+    grad_norm, grad_norm/<layer>: before clipping. update_norm, update_norm/<layer>: of what is
+      added to the parameters. param_norm: after the update.
+    skipped: updates left out in a row, this one included.
     """
     graph, specs, tx = gpt.graph(experiment.model), state_specs(experiment), adamw(experiment)
-    rate = schedule(experiment)
+    rate, chosen = schedule(experiment), experiment.optimizer
 
     def local(
-        state: State, tokens: Int[Array, "B T"], segments: Int[Array, "B T"] | None
+        state: State,
+        tokens: Int[Array, "B T"],
+        segments: Int[Array, "B T"] | None,
+        counted: Bool[Array, "B T"] | None,
     ) -> tuple[State, dict]:
-        seed = step_seed(experiment.run.seed, state.step)
-        if segments is None:
-            counts = jnp.ones(tokens[:, 1:].shape, bool)
+        counts = jnp.ones(tokens[:, 1:].shape, bool) if segments is None else continues(segments)
+        if counted is not None:
+            counts &= counted[:, 1:]
+        if segments is None and counted is None:
             labels = math.prod(mesh.shape[axis] for axis in BATCH) * counts.size
         else:  # a batch of nothing but first tokens has no label, and no loss
-            counts = continues(segments)
             labels = jnp.maximum(jax.lax.psum(counts.sum(), BATCH), 1)
         weights = counts / labels
+        seed = step_seed(experiment.run.seed, state.step)
 
-        def mean_loss(params: dict) -> tuple[Float[Array, ""], Float[Array, ""]]:
-            total, nats = loss(experiment, graph, params, tokens, segments, weights, seed)
-            return total, (weights * nats).sum()
+        def mean_loss(params: dict, part: tuple) -> tuple[Float[Array, ""], Float[Array, ""]]:
+            tokens, segments, weights, first_row = part
+            total, nats = loss(
+                experiment, graph, params, tokens, segments, weights, seed, first_row
+            )
+            return total, (mine(jnp.pad(weights, [(0, 0), (0, 1)])) * nats).sum()
 
-        nats, grads = gradients(mean_loss, state.params, specs.params)
-        norm = global_norm(grads, specs.params)
-        grads = clip(grads, norm, experiment.optimizer)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        each = len(tokens) // experiment.run.accumulate
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, each, *x.shape[1:]), (tokens, segments, weights)
+        )
+        rows = jax.lax.axis_index(BATCH) * len(tokens) + jnp.arange(0, len(tokens), each)
+        nats, grads = gradients(mean_loss, state.params, specs.params, (*parts, rows))
+
+        grad_norms = norms(grads, specs.params)
+        norm = grad_norms[""]
+        finite = jnp.isfinite(nats) & jnp.isfinite(norm)
+        directions, opt_state = tx.update(clip(grads, norm, chosen), state.opt_state, state.params)
+        lr = rate(state.step)
+        updates = jax.tree.map(lambda x: -lr * x, directions)
         params = cast(dict, optax.apply_updates(state.params, updates))
+        average = state.average
+        if average is not None:
+            average = optax.incremental_update(params, average, 1 - chosen.ema_decay)
+        new = State(state.step, jnp.int32(-1), params, opt_state, average)
+        kept = jax.tree.map(partial(jnp.where, finite), new, state)
+        after = dataclasses.replace(kept, step=state.step + 1, skipped=kept.skipped + 1)
         metrics = {
             "loss": nats,
-            "grad_norm": norm,
-            "param_norm": global_norm(params, specs.params),
-            "learning_rate": rate(state.step),
+            "learning_rate": lr,
+            "param_norm": norms(after.params, specs.params)[""],
+            "skipped": after.skipped,
+            **_named("grad_norm", grad_norms),
+            **_named("update_norm", norms(updates, specs.params)),
         }
-        return State(state.step + 1, params, opt_state), metrics
+        return after, metrics
 
-    in_specs = (specs, BATCH_SPEC, BATCH_SPEC)
+    in_specs = (specs, BATCH_SPEC, BATCH_SPEC, BATCH_SPEC)
     sharded = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=(specs, PartitionSpec()))
 
     def step(
-        state: State, tokens: Int[Array, "B T"], segments: Int[Array, "B T"] | None = None
+        state: State,
+        tokens: Int[Array, "B T"],
+        segments: Int[Array, "B T"] | None = None,
+        counted: Bool[Array, "B T"] | None = None,
     ) -> tuple[State, dict]:
-        return sharded(state, tokens, segments)
+        return sharded(state, tokens, segments, counted)
 
     return jax.jit(step, donate_argnums=0)
 
 
-def eval_step(experiment: Experiment, mesh: Mesh) -> Callable:
-    """Returns evaluate(params, tokens [B, T], segments [B, T] | None, real [B, T - 1]) -> nats
-    summed over the labels that are real and count."""
+def eval_step(experiment: Experiment, mesh: Mesh, groups: int) -> Callable:
+    """Returns evaluate(params, tokens [B, T], segments [B, T] | None, group [B, T - 1]) -> nats
+    [groups], summed over the labels of each group; one of group -1 is no label."""
     graph = gpt.graph(experiment.model)
 
     def evaluate(
         params: dict,
         tokens: Int[Array, "B T"],
         segments: Int[Array, "B T"] | None,
-        real: Bool[Array, "B T-1"],
-    ) -> Float[Array, ""]:
-        counts = real if segments is None else real & continues(segments)
+        group: Int[Array, "B T-1"],
+    ) -> Float[Array, "{groups}"]:
+        counts = group >= 0 if segments is None else (group >= 0) & continues(segments)
         _, nats = loss(experiment, graph, params, tokens, segments, counts, None)
-        return jax.lax.psum(jnp.where(counts, nats, 0.0).sum(), BATCH)
+        of = mine(jnp.pad(group, [(0, 0), (0, 1)]))
+        sums = jnp.zeros(groups).at[of].add(nats)  # those that do not count are 0
+        return jax.lax.psum(sums, LABELS)
 
     in_specs = (gpt.specs(experiment.model), BATCH_SPEC, BATCH_SPEC, BATCH_SPEC)
     return jax.jit(jax.shard_map(evaluate, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec()))
@@ -134,12 +185,12 @@ def forward(experiment: Experiment, mesh: Mesh) -> Callable:
 
     def local(
         params: dict, tokens: Int[Array, "B T"], segments: Int[Array, "B T"] | None
-    ) -> Float[Array, "B T V"]:
+    ) -> Float[Array, "B S V"]:
         model = nnx.merge(graph, params)
         return model.tokens.logits(model(tokens, segments))
 
     in_specs = (gpt.specs(experiment.model), BATCH_SPEC, BATCH_SPEC)
-    whole = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=spec("btv", IN_USE))
+    whole = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=spec("bsv", IN_USE))
     vocab = experiment.model.vocab
     return jax.jit(
         lambda params, tokens, segments=None: whole(params, tokens, segments)[..., :vocab]
@@ -154,13 +205,14 @@ def loss(
     segments: Int[Array, "B T"] | None,
     weights: Float[Array, "B T-1"] | Bool[Array, "B T-1"],
     seed: Seed | None,
-) -> tuple[Float[Array, ""], Float[Array, "B T-1"]]:
-    """What is made small of this device's rows, and nats of each of their labels. Strict promotion:
-    no float32 slips into bfloat16 work unseen."""
+    first_row: Int[Array, ""] | None = None,
+) -> tuple[Float[Array, ""], Float[Array, "B S"]]:
+    """What is made small of this device's labels, and nats of each. Strict promotion: no float32
+    slips into bfloat16 work unseen."""
     assert (segments is not None) == experiment.data.segment_ids
     model = nnx.merge(graph, params)
     with jax.numpy_dtype_promotion("strict"):
-        hidden = model(tokens, segments, seed)
+        hidden = model(tokens, segments, seed, first_row)
     return next_token(
         hidden,
         in_use(model.tokens.table, hidden.dtype),
@@ -171,9 +223,12 @@ def loss(
     )
 
 
-def gradients(loss_fn: Callable, params: dict, specs: dict) -> tuple[Float[Array, ""], dict]:
-    """Loss and gradients of the whole batch. `loss_fn` gives this device's share of what is made
-    small, and of the loss to report.
+def gradients(
+    loss_fn: Callable, params: dict, specs: dict, parts: tuple
+) -> tuple[Float[Array, ""], dict]:
+    """Loss and gradients of the whole batch. `loss_fn(params, part)` gives the share of what is
+    made small, and of the loss to report, that a part of this device's rows has; parts: arrays
+    [parts, ...], one after the other.
 
     A parameter is marked as different on every device of the batch axes it is not stored over,
     so that its gradient stays a device's own until it is summed here, once and in float32, and
@@ -181,9 +236,23 @@ def gradients(loss_fn: Callable, params: dict, specs: dict) -> tuple[Float[Array
     """
 
     def elsewhere(spec: PartitionSpec) -> tuple[str, ...]:
-        return tuple(axis for axis in BATCH if axis not in mesh_axes(spec))
+        return tuple(axis for axis in LABELS if axis not in mesh_axes(spec))
 
     own = jax.tree.map(lambda p, s: jax.lax.pcast(p, elsewhere(s), to="varying"), params, specs)
-    (_, loss), grads = jax.value_and_grad(loss_fn, has_aux=True)(own)
+    one = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def add(sums: tuple, part: tuple) -> tuple[tuple, None]:
+        (_, loss), grads = one(own, part)
+        return jax.tree.map(jnp.add, sums, (loss, grads)), None
+
+    if len(parts[0]) == 1:
+        (_, loss), grads = one(own, jax.tree.map(lambda x: x[0], parts))
+    else:
+        zeros = jax.tree.map(lambda p: marked(jnp.zeros_like(p), axes_of(p)), own)
+        (loss, grads), _ = jax.lax.scan(add, (marked(jnp.float32(0), LABELS), zeros), parts)
     grads = jax.tree.map(lambda g, s: jax.lax.psum(g, elsewhere(s)), grads, specs)
-    return jax.lax.psum(loss, BATCH), grads
+    return jax.lax.psum(loss, LABELS), grads
+
+
+def _named(name: str, values: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {f"{name}/{group}" if group else name: value for group, value in values.items()}

@@ -66,7 +66,7 @@ def fit(experiment: Experiment, workdir: Path) -> State:
             if evaluate and run.due(done, run.eval_every) and not again:
                 report(writer, pending)
                 pending = None
-                writer.held_out(done, *evaluate(state.params))
+                writer.held_out(done, *evaluate(state.scored))
             if done > first and run.due(done, run.save_every):
                 report(writer, pending)  # a state that is not finite is never saved
                 pending = None
@@ -124,7 +124,7 @@ def held_out_score(
             f"config.data.store={store.path} has no held-out documents; build it with a larger "
             "--heldout_per_mille, or set config.run.eval_every=0"
         )
-    step = steps.eval_step(experiment, mesh)
+    step = steps.eval_step(experiment, mesh, groups=1)
 
     def evaluate(params: dict) -> tuple[Score, float]:
         start = time.perf_counter()

@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
         separators=False,
         segment_ids=False,
     )
-    config.mesh = dict(data=-1, fsdp=8, model=1)
+    config.mesh = dict(data=-1, fsdp=8, model=1, context=1)
     config.optimizer = dict(
         peak_lr=2e-4,
         warmup_steps=100,
@@ -46,16 +46,25 @@ def get_config() -> ConfigDict:
         b2=0.95,
         eps=1e-8,
         weight_decay=0.1,  # Composer's decoupled 2e-5 at this peak_lr; see optimizer.py
+        weight_decay_on="all",  # model.parameters() in one group
         clip_norm=1.0,
+        ema_decay=0.0,
         z_loss=0.0,
     )
     config.run = dict(
         seed=17,
         steps=100_000,
+        accumulate=1,
         log_every=10,
         eval_every=5_000,
         eval_batches=1_000,
+        sample_tokens=64,
         save_every=5_000,
         keep=3,
+        keep_every=50_000,
+        max_skipped=10,
+        spike_sigmas=6.0,
+        hang_seconds=1800,
+        wait_seconds=600,
     )
     return config

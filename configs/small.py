@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
         separators=True,  # so that it learns where a text ends, and sampling stops there
         segment_ids=False,
     )
-    config.mesh = dict(data=2, fsdp=1, model=1)
+    config.mesh = dict(data=2, fsdp=1, model=1, context=1)
     config.optimizer = dict(
         peak_lr=2e-3,
         warmup_steps=50,
@@ -40,16 +40,25 @@ def get_config() -> ConfigDict:
         b2=0.95,
         eps=1e-8,
         weight_decay=0.1,
+        weight_decay_on="all",
         clip_norm=1.0,
+        ema_decay=0.0,
         z_loss=0.0,
     )
     config.run = dict(
         seed=17,
         steps=1_100,
+        accumulate=1,
         log_every=10,
         eval_every=275,
         eval_batches=20,
+        sample_tokens=40,
         save_every=275,
         keep=2,
+        keep_every=0,
+        max_skipped=3,
+        spike_sigmas=6.0,
+        hang_seconds=600,
+        wait_seconds=120,
     )
     return config

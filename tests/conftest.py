@@ -58,7 +58,7 @@ TINY = config.Experiment(
         attention="auto",
     ),
     data=config.Data(store="", batch=8, separators=True, segment_ids=False),
-    mesh=config.Mesh(data=1, fsdp=1, model=1),
+    mesh=config.Mesh(data=1, fsdp=1, model=1, context=1),
     optimizer=config.Optimizer(
         peak_lr=3e-3,
         warmup_steps=2,
@@ -67,11 +67,26 @@ TINY = config.Experiment(
         b2=0.95,
         eps=1e-8,
         weight_decay=0.1,
+        weight_decay_on="all",
         clip_norm=1.0,
+        ema_decay=0.0,
         z_loss=0.0,
     ),
     run=config.Run(
-        seed=17, steps=10, log_every=1, eval_every=0, eval_batches=2, save_every=0, keep=2
+        seed=17,
+        steps=10,
+        accumulate=1,
+        log_every=1,
+        eval_every=0,
+        eval_batches=2,
+        sample_tokens=0,
+        save_every=0,
+        keep=2,
+        keep_every=0,
+        max_skipped=0,
+        spike_sigmas=0.0,
+        hang_seconds=0,
+        wait_seconds=60,
     ),
 )
 
@@ -102,12 +117,11 @@ def changed(experiment: config.Experiment, **settings) -> config.Experiment:
     return experiment
 
 
-def on(experiment: config.Experiment, data: int, fsdp: int, model: int):
-    """`experiment` on data x fsdp x model of the 8 devices, and their mesh."""
-    experiment = dataclasses.replace(
-        experiment, mesh=config.Mesh(data=data, fsdp=fsdp, model=model)
-    )
-    return experiment, mesh.make(experiment, jax.devices()[: data * fsdp * model])
+def on(experiment: config.Experiment, data: int, fsdp: int, model: int, context: int = 1):
+    """`experiment` on data x fsdp x model x context of the 8 devices, and their mesh."""
+    shape = config.Mesh(data=data, fsdp=fsdp, model=model, context=context)
+    experiment = dataclasses.replace(experiment, mesh=shape)
+    return experiment, mesh.make(experiment, jax.devices()[: data * fsdp * model * context])
 
 
 def started(experiment: config.Experiment, on_mesh: jax.sharding.Mesh) -> step.State:

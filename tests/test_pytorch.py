@@ -1,5 +1,7 @@
 """The same model as `transformers.GPT2LMHeadModel`: logits, loss, gradients, one AdamW update."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -65,7 +67,7 @@ def state_of(params, devices) -> step.State:
     state = jax.jit(lambda: step.init(EXPERIMENT), out_shardings=shardings)()
     # Copies: the step takes its state's memory for its own.
     copies = jax.tree.map(np.array, params)
-    return step.State(state.step, jax.device_put(copies, shardings.params), state.opt_state)
+    return dataclasses.replace(state, params=jax.device_put(copies, shardings.params))
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)], ids=str)

@@ -353,7 +353,7 @@ def test_held_out_score_counts_every_byte_once(separators, segment_ids, uninterr
     split = TokenStore(store, "heldout")
     experiment, devices = on(experiment, 2, 1, 1)
     params = jax.device_put(params, step.state_shardings(experiment, devices).params)
-    evaluate = step.eval_step(experiment, devices)
+    evaluate = step.eval_step(experiment, devices, groups=1)
     found = held_out.score(experiment, devices, evaluate, params, split, rows=8)
     vocabulary = Vocabulary(split.vocabulary_path)
     documents = [vocabulary.encode(text) for text in held_out.text(split)]

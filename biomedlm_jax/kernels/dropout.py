@@ -40,17 +40,23 @@ def kept(row_seeds: UInt32[Array, "*R"], columns: int, rate: float) -> Bool[Arra
 
 
 def dropout(
-    x: Float[Array, "B T D"], *, rate: float, seed: Seed | None, first_row: Int[Array, ""] | int
+    x: Float[Array, "B T D"],
+    *,
+    rate: float,
+    seed: Seed | None,
+    first_row: Int[Array, ""] | int,
+    first_position: Int[Array, ""] | int = 0,
 ) -> Float[Array, "B T D"]:
     """`x` with a share `rate` of its elements zeroed and the others divided by 1 - rate.
 
     seed: None switches dropout off.
-    first_row: where x[0] stands in the whole batch.
+    first_row, first_position: where x[0, 0] stands in the whole batch.
     """
     if seed is None or rate == 0:
         return x
     rows = first_row + jnp.arange(x.shape[0])
-    row_seeds = fold(fold(seed, rows)[:, None], jnp.arange(x.shape[1]))
+    positions = first_position + jnp.arange(x.shape[1])
+    row_seeds = fold(fold(seed, rows)[:, None], positions)
     keep = kept(row_seeds, x.shape[2], rate)
     return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros_like(x))
 

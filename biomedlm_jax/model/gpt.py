@@ -5,6 +5,7 @@ device, always under `jax.shard_map` (see `layout`), also when the mesh is 1 x 1
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from biomedlm_jax.config import Model
 from biomedlm_jax.kernels.attention.api import attention_qkv
 from biomedlm_jax.kernels.dropout import Seed, dropout, fold
-from biomedlm_jax.layout import BATCH, IN_USE, STORED, in_use, parameter, spec
+from biomedlm_jax.layout import BATCH, IN_USE, STORED, in_use, mine, parameter, spec
 from biomedlm_jax.model.layers import Embedding, LayerNorm, Linear
 
 # What the backward pass finds stored: everything, the operands of the costly products, or only
@@ -44,34 +45,56 @@ class Block(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B T D"],
+        x: Float[Array, "B S D"],
         layer: Int[Array, ""],
         segments: Int[Array, "B T"] | None,
         seed: Seed | None,
-    ) -> Float[Array, "B T D"]:
-        rate = self.model.dropout if seed is not None else 0.0
+        first_row: Int[Array, ""],
+    ) -> Float[Array, "B S D"]:
         seeds = [None] * 3 if seed is None else [fold(fold(seed, layer), site) for site in range(3)]
-        row = jax.lax.axis_index(BATCH) * x.shape[0]
-        heads = self.model.heads // jax.lax.axis_size(IN_USE["n"])
+        place = {"first_row": first_row, "first_position": first_position(x)}
+        dropped = partial(dropout, rate=self.model.dropout, **place)
 
-        attended = attention_qkv(
-            self.qkv.product(self.ln_1(x)),
-            in_use(self.qkv.bias, x.dtype),
-            head_dim=self.model.head_dim,
-            scale=self.model.head_dim**-0.5 / (layer + 1).astype(jnp.float32),
-            segment_ids=segments,
-            dropout_rate=rate,
-            dropout_seed=seeds[0],
-            first_row=row,
-            first_head=jax.lax.axis_index(IN_USE["n"]) * heads,
-            impl=self.model.attention,
-        )
-        x = x + dropout(self.out(attended), rate=rate, seed=seeds[1], first_row=row)
+        attended = self.attention(self.ln_1(x), layer, segments, seeds[0], first_row)
+        x = x + dropped(self.out(attended), seed=seeds[1])
         x = checkpoint_name(x, "middle")
 
         up = checkpoint_name(self.up(self.ln_2(x)), "up")
         down = self.down(jax.nn.gelu(up, approximate=True))
-        return x + dropout(down, rate=rate, seed=seeds[2], first_row=row)
+        return x + dropped(down, seed=seeds[2])
+
+    def attention(
+        self,
+        x: Float[Array, "B S D"],
+        layer: Int[Array, ""],
+        segments: Int[Array, "B T"] | None,
+        seed: Seed | None,
+        first_row: Int[Array, ""],
+    ) -> Float[Array, "B S E"]:
+        """Where a sequence is computed in pieces, devices exchange positions for heads before
+        attention and back after it (Ulysses, arXiv 2309.14509), and the kernels see all of T."""
+        product, bias = self.qkv.product(x), in_use(self.qkv.bias, x.dtype)
+        (split,) = IN_USE["s"]
+        pieces = jax.lax.axis_size(split)
+        if pieces > 1:
+            product = jax.lax.all_to_all(product, split, 2, 1, tiled=True)
+            bias = bias.reshape(pieces, -1)[jax.lax.axis_index(split)]
+        heads = product.shape[2] // (3 * self.model.head_dim)
+        attended = attention_qkv(
+            product,
+            bias,
+            head_dim=self.model.head_dim,
+            scale=self.model.head_dim**-0.5 / (layer + 1).astype(jnp.float32),
+            segment_ids=segments,
+            dropout_rate=self.model.dropout if seed is not None else 0.0,
+            dropout_seed=seed,
+            first_row=first_row,
+            first_head=jax.lax.axis_index(IN_USE["n"]) * heads,
+            impl=self.model.attention,
+        )
+        if pieces > 1:
+            attended = jax.lax.all_to_all(attended, split, 1, 2, tiled=True)
+        return attended
 
 
 class GPT(nnx.Module):
@@ -89,26 +112,43 @@ class GPT(nnx.Module):
         tokens: Int[Array, "B T"],
         segments: Int[Array, "B T"] | None = None,
         seed: Seed | None = None,
-    ) -> Float[Array, "B T D"]:
-        """What follows the last LayerNorm; `tokens.logits` makes logits of it, `objective` a loss.
+        first_row: Int[Array, ""] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """What follows the last LayerNorm, at the positions that this device computes;
+        `tokens.logits` makes logits of it, `objective` a loss.
 
         segments: a token sees the earlier ones of its own segment; None is one segment. The
           position of a token is its place in the row, whatever its segment.
         seed: of dropout; None switches it off.
+        first_row: where tokens[0] stands in the whole batch, for dropout; None where this device's
+          rows are given all at once.
         """
-        x = self.tokens(tokens) + in_use(self.positions, jnp.float32)[: tokens.shape[1]]
-        rows = jax.lax.axis_index(BATCH) * x.shape[0]
+        if first_row is None:
+            first_row = jax.lax.axis_index(BATCH) * tokens.shape[0]
+        positions = in_use(self.positions, jnp.float32)[None, : tokens.shape[1]]
+        x = self.tokens(mine(tokens)) + mine(positions)
         embedding_seed = None if seed is None else fold(seed, self.model.layers)
-        x = dropout(x, rate=self.model.dropout, seed=embedding_seed, first_row=rows)
+        x = dropout(
+            x,
+            rate=self.model.dropout,
+            seed=embedding_seed,
+            first_row=first_row,
+            first_position=first_position(x),
+        )
 
         def layer(x, inputs):
             block, index = inputs
-            return block(x, index, segments, seed), None
+            return block(x, index, segments, seed, first_row), None
 
         layer = jax.checkpoint(layer, policy=REMAT[self.model.remat], prevent_cse=False)
         inputs = (self.blocks, jnp.arange(self.model.layers))
         x, _ = jax.lax.scan(layer, x.astype(self.model.compute_dtype), inputs)
         return self.ln_f(x)
+
+
+def first_position(x: Float[Array, "B S D"]) -> Int[Array, ""]:
+    """Where x[:, 0] stands in its sequence."""
+    return jax.lax.axis_index(IN_USE["s"]) * x.shape[1]
 
 
 def axis_sizes(model: Model) -> dict[str, int]:
@@ -152,3 +192,12 @@ def specs(model: Model) -> dict:
 
 def _abstract(model: Model) -> GPT:
     return nnx.eval_shape(lambda: GPT(model, rngs=nnx.Rngs(params=0)))
+
+
+def matrices(model: Model) -> dict:
+    """Which parameters are matrices, of a block or of the whole: the tree of `init`, of bools."""
+    state = nnx.state(_abstract(model), nnx.Param)
+    leaves = jax.tree.map(
+        lambda param: len(param.axes) == 2, state, is_leaf=lambda x: isinstance(x, nnx.Variable)
+    )
+    return nnx.to_pure_dict(leaves)
