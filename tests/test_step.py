@@ -190,7 +190,7 @@ def test_init_is_the_published_one():
             {},
             r"data\.batch=8 does not split over .*data=3 .* = 3 groups.*; 6 or 9 would",
         ),
-        ((1, 1, 8), {}, r"model\.heads is 4, .*mesh\.model=8 = 8; 1, 2, 4 would fit"),
+        ((1, 1, 8), {}, r"model\.heads is 4, .*mesh\.model=8 x .* = 8; 1, 2, 4 would fit"),
         ((1, 5, 1), {"data__batch": 5}, r"model\.width is 64, .*mesh\.fsdp=5 = 5; 1, 2, 4 would"),
         ((1, 3, 1), {"data__batch": 3, "model__width": 72}, r"mlp is 256, .* = 3; 1, 2 would fit"),
         ((1, 1, 7), {"model__width": 56, "model__heads": 7, "model__mlp": 224}, r"vocab, padded"),
