@@ -1,25 +1,35 @@
-"""Numbers of a run for people: the console, `metrics.jsonl`, TensorBoard, and a loss curve.
+"""Numbers of a run for people: console, `metrics.jsonl`, TensorBoard, Weights & Biases, a curve.
 
-MFU here is the PaLM convention: 6 N + 12 L d T flops per token (`Model.flops_per_token`) times
-tokens per second, over the peak of the devices. Time never enters a result.
+MFU is given by two conventions: 6 N flops per token, and 6 N + 12 L d T (`Model.flops_per_token`,
+PaLM), each times tokens per second over the peak of the devices. Recomputed work does not count.
+Time never enters a result.
+
+Tokens per second, step_seconds and both MFUs are of all the time that training takes, also what it
+waits for data and saves (data_wait and save_stall are their shares); evaluation is apart. Goodput
+is the time in which the steps that count were computed over all time since the run was first
+started: what compiling, waiting, saves, evaluation, restarts and steps done twice take is missing.
 """
 
+import collections
 import contextlib
-import json
+import math
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import matplotlib
+import psutil
+from etils import epath
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from biomedlm_jax.config import Experiment
+from biomedlm_jax import hosts, journal
+from biomedlm_jax.config import Experiment, flat
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.held_out import Score
+from biomedlm_jax.journal import Journal
 
 # Dense bfloat16 flops per second of one JAX device, from the vendors' data sheets. The key is in
 # `jax.Device.device_kind`.
@@ -55,85 +65,247 @@ def peak_flops(devices: list) -> tuple[float, str]:
     return peak, f"{peak / 1e9:,.0f} GFLOP/s of a float32 product timed on this {kind}"
 
 
+class Clock:
+    """Where the time of the loop goes."""
+
+    def __init__(self) -> None:
+        self.start, self.spent = time.perf_counter(), collections.Counter()
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent[what] += time.perf_counter() - start
+
+    def interval(self) -> tuple[float, collections.Counter]:
+        """Seconds since the last call, and how many of them were spent on what."""
+        now = time.perf_counter()
+        found = now - self.start, self.spent
+        self.start, self.spent = now, collections.Counter()
+        return found
+
+
+class Startup:
+    """Seconds from the start of the process, by the parts that `done` names."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = psutil.Process().create_time()
+
+    def done(self, part: str) -> None:
+        now = time.time()
+        self.seconds[part] = round(now - self.last, 2)
+        self.last = now
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.seconds.items())
+        return f"{sum(self.seconds.values()):.1f} s from the start of the process ({parts})"
+
+
 class Writer:
     """Writes the metrics of a run that starts, or goes on, at `first` steps.
 
-    What an interrupted run wrote for later steps is taken back, for these steps come again.
+    What an interrupted run wrote for later steps is taken back, for these steps come again; its
+    events stay. The first process writes, the others only count.
+
+    Raises:
+      UserError: from all methods, the folder can not be written.
     """
 
-    def __init__(self, workdir: Path, experiment: Experiment, first: int):
-        self.experiment, self.first = experiment, first
-        self.peak, source = peak_flops(jax.devices())
+    def __init__(
+        self, workdir: epath.Path, experiment: Experiment, first: int, wandb_project: str | None
+    ):
+        self.experiment, self.first, self.clock = experiment, first, Clock()
         self.tokens = experiment.data.batch * experiment.model.context
-        self.file = workdir / "metrics.jsonl"
-        self._take_back()
-        folder = workdir / "tensorboard"
-        folder.mkdir(exist_ok=True)
-        # Written at once and here, not by a thread of TensorBoard's, where a full disk would go
-        # unnoticed. The START event hides what was shown before for later steps.
-        self.board = RecordWriter((folder / f"events.out.tfevents.{time.time_ns()}").open("wb"))
-        self._event(file_version="brain.Event:2")
-        self._event(step=first + 1, session_log=SessionLog(status=SessionLog.START))
-        self.last = (time.perf_counter(), first)
-        self.start: tuple[float, int] | None = None
-        print(f"MFU is of 6 N + 12 L d T flops per token and the {source}", flush=True)
+        self.peak, self.peak_source = peak_flops(jax.devices())
+        self.last: int | None = None  # the step of the last report
+        self.trained = collections.Counter()  # steps since the first of this process; their seconds
+        self.active = hosts.primary()
+        self.closing = contextlib.ExitStack()
+        if not self.active:
+            return
+
+        def opened(name: str, **keep: Any) -> Journal:
+            made = Journal(workdir / f"{name}.jsonl", **keep)
+            self.closing.callback(made.close)
+            return made
+
+        def before(line: dict) -> bool:
+            return line["step"] <= first
+
+        self.lines, self.samples = (opened(name, keep=before) for name in ("metrics", "samples"))
+        self.events = opened("events")
+        kept = journal.read(self.lines.file)
+        self.scored = {line["step"] for line in kept if "bits_per_byte" in line}
+        self.productive = sum(line.get("productive_seconds", 0.0) for line in kept)
+        started = [line["time"] for line in journal.read(self.events.file)]
+        self.began = min([time.time(), *started])
+        self.board = Board(workdir / "tensorboard", first)
+        self.closing.callback(self.board.close)
+        self.wandb = self._wandb(wandb_project, workdir) if wandb_project else None
+        print(f"MFU is of 6 N + 12 L d T flops per token and the {self.peak_source}", flush=True)
+
+    def started(self, mesh: jax.sharding.Mesh) -> None:
+        """An event with what the run runs on."""
+        self.event(
+            "start",
+            self.first,
+            parameters=self.experiment.model.parameters,
+            processes=jax.process_count(),
+            devices=mesh.devices.size,
+            device_kind=mesh.devices.flat[0].device_kind,
+            mesh=dict(mesh.shape),
+            versions=hosts.versions(),
+            peak_flops=self.peak,
+            peak_source=self.peak_source,
+        )
+
+    def first_step(self, step: int, startup: Startup) -> None:
+        """The first step of this process is done: it is no measure of speed, for it was compiled
+        and nothing ran beside it."""
+        self.event("first_step", step, seconds=startup.seconds)
+        if self.active:
+            print(f"step {step} was done {startup}", flush=True)
+        self.clock.interval()
+        self.last = step
 
     def train(self, step: int, values: dict[str, float]) -> None:
         """Metrics of the update that ended with `step` updates done, with its speed."""
-        now, run = time.perf_counter(), self.experiment.run
-        before, done = self.last
-        self.last = (now, step)
-        rate = self.tokens * (step - done) / (now - before)
-        mfu = rate * self.experiment.model.flops_per_token / self.peak
-        left = "includes compiling"
-        if self.start is None:  # the first report includes the time of compilation
-            self.start = (now, step)
-        else:
-            seconds = (now - self.start[0]) / (step - self.start[1]) * (run.steps - step)
-            left = f"{duration(seconds)} left"
-        self.write(step, {**values, "tokens_per_second": rate, "mfu": mfu})
-        print(
-            f"step {step}/{run.steps}  loss {values['loss']:.4f}  {rate:,.0f} tokens/s  "
-            f"MFU {mfu:.1%} (6N + 12LdT)  {left}",
-            flush=True,
-        )
+        run, model = self.experiment.run, self.experiment.model
+        shown, left = f"step {step}/{run.steps}  loss {values['loss']:.4f}", ""
+        if self.last is not None and self.last < step:
+            steps, (seconds, spent) = step - self.last, self.clock.interval()
+            seconds -= spent["evaluation"]
+            self.last = step
+            self.trained.update(steps=steps, seconds=seconds)
+            rate = self.tokens * steps / seconds
+            productive = seconds - spent["data"] - spent["save"]
+            speed = {
+                "tokens_per_second": rate,
+                "tokens_per_second_per_device": rate / jax.device_count(),
+                "mfu_6n": rate * 6 * model.parameters / self.peak,
+                "mfu_6n_12ldt": rate * model.flops_per_token / self.peak,
+                "step_seconds": seconds / steps,
+                "data_wait": spent["data"] / seconds,
+                "save_stall": spent["save"] / seconds,
+                "productive_seconds": productive,
+            }
+            if self.active:
+                self.productive += productive
+                speed["goodput"] = self.goodput()
+            memory = jax.local_devices()[0].memory_stats() or {}
+            if "peak_bytes_in_use" in memory:  # CPUs have no such figure
+                speed["device_memory_bytes"] = memory["peak_bytes_in_use"]
+            values = values | speed
+            remaining = self.trained["seconds"] / self.trained["steps"] * (run.steps - step)
+            shown += f"  {rate:,.0f} tokens/s  MFU {speed['mfu_6n_12ldt']:.1%} (6N + 12LdT)"
+            left = f"  {duration(remaining)} left"
+        if self.active:
+            print(shown + left, flush=True)
+        self.write(step, values)
 
-    def held_out(self, step: int, score: Score, seconds: float) -> None:
-        """The score after `step` updates; the seconds it took are no part of training's speed."""
-        self.write(step, {"held_out_loss": score.loss, "bits_per_byte": score.bits_per_byte})
-        print(f"step {step}/{self.experiment.run.steps}  held out: {score}", flush=True)
-        self.last = (self.last[0] + seconds, self.last[1])
-        if self.start is not None:
-            self.start = (self.start[0] + seconds, self.start[1])
+    def held_out(self, step: int, scores: Scores) -> None:
+        """What `held_out.evaluator` found after `step` updates."""
+        if self.active:
+            print(f"step {step}/{self.experiment.run.steps}  held out: {scores}", flush=True)
+        parts = {f"bits_per_byte/{name}": x.bits_per_byte for name, x in scores.parts.items()}
+        total = {"held_out_loss": scores.total.loss, "bits_per_byte": scores.total.bits_per_byte}
+        self.write(step, total | parts)
+
+    def goodput(self) -> float:
+        """Share of all time since the run was first started in which steps that count were made."""
+        return self.productive / max(time.time() - self.began, 1e-9)
+
+    def event(self, kind: str, step: int, **values: Any) -> None:
+        """One line of events.jsonl, which no restart takes back."""
+        if self.active:
+            self.events.write({"time": time.time(), "event": kind, "step": step, **values})
+            self.events.flush()
+
+    def sample(self, step: int, samples: list[dict[str, str]]) -> None:
+        if self.active:
+            for sample in samples:
+                self.samples.write({"step": step, **sample})
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, and scalars for TensorBoard."""
-        try:
-            with self.file.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-            scalars = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
-            self._event(step=step, summary=Summary(value=scalars))
-            self.board.flush()
-        except OSError as error:
-            raise UserError(
-                f"metrics can not be written to --workdir={self.file.parent}: {error.strerror}; "
-                "its checkpoints are whole. Remove the cause and give the same command again"
-            ) from error
+        """One line of metrics.jsonl, and scalars for TensorBoard and Weights & Biases."""
+        if self.active:
+            finite = {name: x for name, x in values.items() if math.isfinite(x)}  # JSON has no NaN
+            self.lines.write({"step": step, **finite})
+            self.board.write(step, values)
+            if self.wandb:
+                self.wandb.log(values, step=step)
 
-    def _take_back(self) -> None:
-        """Drops the lines after `first`, and one that was cut while it was written."""
-        lines = self.file.read_text().splitlines(keepends=True) if self.file.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        partial = self.file.with_suffix(".partial")
-        partial.write_text("".join(x for x in whole if json.loads(x)["step"] <= self.first))
-        partial.rename(self.file)
+    def flush(self) -> None:
+        if self.active:
+            for file in (self.lines, self.samples, self.events):
+                file.flush()
+
+    def close(self) -> None:
+        self.closing.close()
+
+    def _wandb(self, project: str, workdir: epath.Path) -> Any:
+        try:
+            import wandb  # pyright: ignore
+        except ImportError as error:
+            raise UserError(
+                f"--wandb_project={project} needs Weights & Biases: pip install wandb"
+            ) from error
+        run = wandb.init(
+            project=project,
+            id=f"{workdir.name}-{int(self.began)}",  # the same after a restart
+            resume="allow",
+            config=flat(self.experiment),
+            dir=None if str(workdir).startswith("gs://") else str(workdir),
+        )
+        self.closing.callback(run.finish)
+        return run
+
+
+class Board:
+    """TensorBoard's event files, written at once and here, not by a thread of TensorBoard's, where
+    a full disk would go unnoticed. On gs://, where a file can not grow, there is one a minute."""
+
+    def __init__(self, folder: epath.Path, first: int):
+        self.folder, self.remote = folder, str(folder).startswith("gs://")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.writer: RecordWriter | None = None
+        # The START event hides what was shown before for later steps.
+        self._event(step=first + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        scalars = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
+        self._event(step=step, summary=Summary(value=scalars))
 
     def _event(self, **content: Any) -> None:
-        self.board.write(Event(wall_time=time.time(), **content).SerializeToString())
+        try:
+            if self.writer is None:
+                file = self.folder / f"events.out.tfevents.{time.time_ns()}"
+                self.writer, self.opened = RecordWriter(file.open("wb")), time.monotonic()
+                self._record(file_version="brain.Event:2")
+            self._record(**content)
+            if not self.remote:
+                self.writer.flush()
+            elif time.monotonic() - self.opened > journal.SECONDS:
+                self.writer.close()
+                self.writer = None
+        except OSError as error:
+            raise UserError(
+                f"TensorBoard's files can not be written to {self.folder}: "
+                f"{error.strerror or error}; the run's checkpoints are whole. Remove the cause and "
+                "give the same command again"
+            ) from error
+
+    def _record(self, **content: Any) -> None:
+        assert self.writer is not None
+        self.writer.write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # what it still held was refused and reported before
-            self.board.close()
+            if self.writer is not None:
+                self.writer.close()
 
 
 def duration(seconds: float) -> str:
@@ -143,12 +315,12 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
 
 
-def plot(workdir: Path) -> Path:
+def plot(workdir: epath.Path) -> epath.Path:
     """Draws the loss of training and of held-out text from metrics.jsonl into loss.png."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = journal.read(workdir / "metrics.jsonl")
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for name, label, style in [("loss", "training", "-"), ("held_out_loss", "held out", "o-")]:
         points = [(line["step"], line[name]) for line in lines if name in line]
@@ -157,6 +329,7 @@ def plot(workdir: Path) -> Path:
     axes.set(xlabel="step", ylabel="loss, nats per token", title=str(workdir))
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(workdir / "loss.png", dpi=150)
+    with (workdir / "loss.png").open("wb") as file:
+        figure.savefig(file, dpi=150, format="png")
     pyplot.close(figure)
     return workdir / "loss.png"

@@ -1,38 +1,59 @@
 """The training loop, top to bottom."""
 
-import math
-import time
-from collections.abc import Callable
+import contextlib
+import itertools
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import jax
+from etils import epath
 from jax.sharding import NamedSharding
 
+from biomedlm_jax import hosts, sharding
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax import step as steps
 from biomedlm_jax.checkpoint import Checkpoints
 from biomedlm_jax.config import Experiment
-from biomedlm_jax.entry import UserError
-from biomedlm_jax.held_out import Score, score
-from biomedlm_jax.metrics import Writer, plot
+from biomedlm_jax.entry import Preempted
+from biomedlm_jax.held_out import evaluator
+from biomedlm_jax.judge import Judge
+from biomedlm_jax.lock import Lock
+from biomedlm_jax.metrics import Startup, Writer, plot
 from biomedlm_jax.pipeline.loader import Loader
 from biomedlm_jax.pipeline.store import TokenStore
+from biomedlm_jax.sample import continuations
 from biomedlm_jax.step import State
+from biomedlm_jax.watch import Preemption, Profiler, Watchdog
 
 
-def fit(experiment: Experiment, workdir: Path) -> State:
-    """Trains to run.steps, going on from the newest save in `workdir` if there is one.
+def fit(
+    experiment: Experiment,
+    workdir: str | Path | epath.Path,
+    *,
+    profile_at: int | None = None,
+    wandb_project: str | None = None,
+) -> State:
+    """Trains to run.steps, going on from the newest whole save in `workdir` if there is one.
+
+    workdir: a folder on a disk that all processes see, or on gs://.
+    profile_at: a step; five from there on are profiled.
 
     Raises:
-      UserError: a setting that does not fit the corpus, the devices or the run in `workdir`, all
-        before the model exists; or numbers that are not finite.
+      UserError: a setting that does not fit the corpus, the devices, the other hosts or the run in
+        `workdir`, all before the model exists; or numbers that are not finite, too often.
+      Preempted: asked to stop by SIGTERM or the machine's owner; everything is saved.
+      HostLost: another process of the run no longer answers.
     """
-    run, model = experiment.run, experiment.model
+    run, model, workdir = experiment.run, experiment.model, epath.Path(workdir)
+    startup = Startup()
+    startup.done("imports and hosts")
     with ExitStack() as stack:
+        stack.enter_context(hosts.naming_lost_hosts(run.wait_seconds))
+
         # ---- Mesh and data: everything that can be refused is refused here -----------------
         mesh = meshes.make(experiment)
         store = TokenStore(experiment.data.store, "train")
+        hosts.agree(hosts.facts(experiment, store), run.wait_seconds)
         loader = Loader(
             store,
             batch=experiment.data.batch,
@@ -42,94 +63,124 @@ def fit(experiment: Experiment, workdir: Path) -> State:
             seed=run.seed,
             sharding=NamedSharding(mesh, steps.BATCH_SPEC),
         )
-        evaluate = held_out_score(experiment, mesh) if run.eval_every else None
+        held_out = TokenStore(experiment.data.store, "heldout") if run.eval_every else None
+        evaluate = evaluator(experiment, mesh, held_out) if held_out else None
+        if hosts.primary():
+            stack.enter_context(Lock(workdir))
         saves = stack.enter_context(closing(Checkpoints(workdir, experiment, store)))
+        startup.done("devices and data")
 
         # ---- State: the newest save if there is one, else a fresh start --------------------
         state = saves.latest(mesh) or started(experiment, mesh)
         first = int(state.step)
-        print(
-            f"{model.parameters:,} parameters on {mesh.devices.size} x "
-            f"{mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}; {loader.blocks:,} blocks "
-            f"of {model.context} tokens; from step {first} to {run.steps}",
-            flush=True,
-        )
+        writer = stack.enter_context(closing(Writer(workdir, experiment, first, wandb_project)))
+        writer.started(mesh)
+        for damaged in saves.damaged:
+            writer.event("damaged", **damaged)
+        if hosts.primary():
+            print(sharding.table(experiment, mesh))
+            print(
+                f"{model.parameters:,} parameters on {mesh.devices.size} x "
+                f"{mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}; {loader.blocks:,} "
+                f"blocks of {model.context} tokens; from step {first} to {run.steps}",
+                flush=True,
+            )
+        startup.done("state")
+
+        # ---- What watches the loop: hosts that hang, machines that are taken away -----------
+        watchdog = stack.enter_context(closing(Watchdog(run.hang_seconds, workdir)))
+        preemption = stack.enter_context(closing(Preemption()))
+        profiler = stack.enter_context(closing(Profiler(workdir / "profile", profile_at)))
+        judge = Judge(run, loader.documents, writer.event)
+        looks = itertools.count()  # the same on every process
+        stop = False
+
+        def alive(what: str) -> None:
+            nonlocal stop
+            watchdog.beat(what)
+            stop = stop or preemption.requested(next(looks))
 
         # ---- Loop: the order evaluate, save, next batch, step is part of the contract ------
         train_step = steps.train_step(experiment, mesh)
-        writer = stack.enter_context(closing(Writer(workdir, experiment, first)))
         batches = stack.enter_context(closing(loader.batches(first, run.steps)))
         pending = None  # the metrics of the last step are read while the next one is under way
+        compiled = None
+        saved = first if first else None
+
+        def settle() -> None:
+            nonlocal pending
+            if pending is not None:
+                step, metrics = pending
+                pending = None
+                values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+                judge.look(step, values, saved)
+                if run.due(step, run.log_every):
+                    writer.train(step, values)
+
+        def score(done: int) -> None:
+            """Scores the model, and lets it write, unless the run has to stop meanwhile."""
+
+            def each() -> None:
+                alive(f"evaluation at step {done}")
+                if stop:
+                    raise Preempted
+
+            assert evaluate is not None
+            assert held_out is not None
+            with writer.clock.doing("evaluation"), contextlib.suppress(Preempted):
+                scores = evaluate(state.scored, each)
+                writer.held_out(done, scores)
+                if run.sample_tokens:
+                    writer.sample(done, continuations(experiment, mesh, state.scored, held_out))
+
+        def save(done: int) -> None:
+            nonlocal saved
+            settle()  # a state that is not finite is never saved
+            if done != saved:
+                with writer.clock.doing("save"):
+                    saves.save(state, done)
+                writer.event("save", done, stall_seconds=round(saves.stalled, 4))
+                saved = done
+            writer.flush()
 
         for done in range(first, run.steps + 1):
-            again = done == first > 0  # it was scored before it was saved
-            if evaluate and run.due(done, run.eval_every) and not again:
-                report(writer, pending)
-                pending = None
-                writer.held_out(done, *evaluate(state.scored))
+            alive(f"step {done + 1}")
+            scored = done == first and hosts.from_primary(done in writer.scored, run.wait_seconds)
+            if evaluate and run.due(done, run.eval_every) and not scored:
+                settle()
+                score(done)
             if done > first and run.due(done, run.save_every):
-                report(writer, pending)  # a state that is not finite is never saved
-                pending = None
-                saves.save(state, done)
+                save(done)
+            if stop:
+                if done:
+                    save(done)
+                writer.event("preempted", done)
+                raise Preempted(
+                    f"stopped at step {done} as asked, and saved; the same command goes on"
+                )
             if done == run.steps:
                 break
 
-            batch = next(batches)  # after the save, so that a restart sees this batch too
-            state, metrics = train_step(state, *batch)
-            report(writer, pending)
+            with writer.clock.doing("data"):
+                batch = next(batches)  # after the save, so that a restart sees this batch too
+            if compiled is None:
+                with watchdog.allowing(10 * run.hang_seconds):
+                    startup.done("first batch")
+                    compiled = train_step.lower(state, *batch).compile()
+                    startup.done("compile")
+                    state, metrics = compiled(state, *batch)
+                    jax.block_until_ready(metrics)
+                startup.done("first step")
+                writer.first_step(done + 1, startup)
+            else:
+                profiler.step(done)
+                state, metrics = compiled(state, *batch)
+            settle()
             pending = (done + 1, metrics)
 
-        report(writer, pending)
-    plot(workdir)
+        settle()
+        if first < run.steps:
+            writer.event("end", run.steps, goodput=writer.goodput())
+    if hosts.primary():
+        plot(workdir)
     return state
-
-
-def started(experiment: Experiment, mesh: jax.sharding.Mesh) -> State:
-    """The state of step 0, each piece made where it is stored."""
-    shardings = steps.state_shardings(experiment, mesh)
-    return jax.jit(lambda: steps.init(experiment), out_shardings=shardings)()
-
-
-def report(writer: Writer, pending: tuple[int, dict] | None) -> None:
-    """Writes the metrics of a step when they are due, and stops a run that has lost its numbers.
-
-    Raises:
-      UserError: the loss, the gradient or a parameter is not finite.
-    """
-    if pending is None:
-        return
-    step, metrics = pending
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if wrong := [f"{name} is {x}" for name, x in values.items() if not math.isfinite(x)]:
-        raise UserError(
-            f"{', '.join(wrong)} at step {step}; no state from here on was saved. Look at the data "
-            "of this step, or lower config.optimizer.peak_lr"
-        )
-    if writer.experiment.run.due(step, writer.experiment.run.log_every):
-        writer.train(step, values)
-
-
-def held_out_score(
-    experiment: Experiment, mesh: jax.sharding.Mesh
-) -> Callable[[dict], tuple[Score, float]]:
-    """Returns evaluate(params): the score on the first run.eval_batches batches of held-out text,
-    and the seconds it took.
-
-    Raises:
-      UserError: there is no held-out text.
-    """
-    store = TokenStore(experiment.data.store, "heldout")
-    if store.length(experiment.data.separators) < 2:
-        raise UserError(
-            f"config.data.store={store.path} has no held-out documents; build it with a larger "
-            "--heldout_per_mille, or set config.run.eval_every=0"
-        )
-    step = steps.eval_step(experiment, mesh, groups=1)
-
-    def evaluate(params: dict) -> tuple[Score, float]:
-        start = time.perf_counter()
-        rows, batches = experiment.data.batch, experiment.run.eval_batches
-        found = score(experiment, mesh, step, params, store, rows=rows, batches=batches)
-        return found, time.perf_counter() - start
-
-    return evaluate

@@ -15,7 +15,7 @@ from tests.conftest import ROOT, TINY, changed, on, put, random_tokens, started
 from tests.test_config import config_file
 
 MESHES = [(8, 1, 1), (1, 8, 1), (4, 1, 2), (1, 4, 2), (2, 1, 4), (1, 2, 4), (2, 2, 2)]
-
+CONTEXT = [(1, 1, 1, 2), (2, 1, 2, 2), (1, 2, 1, 4)]  # with sequences in pieces
 
 PACKED = changed(TINY, data__segment_ids=True)
 
@@ -28,7 +28,7 @@ def random_segments(seed: int) -> np.ndarray:
     return np.cumsum(begins, axis=1, dtype=np.int32)
 
 
-def curve(experiment: Experiment, mesh: tuple[int, int, int], steps: int = 8) -> np.ndarray:
+def curve(experiment: Experiment, mesh: tuple[int, ...], steps: int = 8) -> np.ndarray:
     """[steps, (loss, norm of the gradient)]"""
     experiment, devices = on(experiment, *mesh)
     state, train_step = started(experiment, devices), step.train_step(experiment, devices)
@@ -48,7 +48,7 @@ def one_device() -> np.ndarray:
     return curve(TINY, (1, 1, 1))
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("mesh", MESHES + CONTEXT, ids=str)
 def test_losses_agree_on_every_mesh(mesh, one_device):
     np.testing.assert_allclose(curve(TINY, mesh), one_device, rtol=1e-5)
 
@@ -58,13 +58,76 @@ def one_device_packed() -> np.ndarray:
     return curve(PACKED, (1, 1, 1))
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2), (2, 1, 1, 4)], ids=str)
 def test_losses_of_packed_documents_agree_on_every_mesh(mesh, one_device, one_device_packed):
     """The mean is over the labels that count on all devices, which differ in how many they have."""
     counts = (np.diff(random_segments(0)) == 0).sum(axis=1)
     assert (counts[0], counts[-1]) == (31, 0)
     np.testing.assert_allclose(curve(PACKED, mesh), one_device_packed, rtol=1e-5)
     assert np.abs(one_device_packed - one_device).min() > 1e-4
+
+
+@pytest.mark.parametrize(("parts", "mesh"), [(2, (2, 2, 1)), (4, (1, 1, 2, 2))], ids=str)
+def test_a_batch_in_parts_is_the_same_batch(parts, mesh, one_device_packed):
+    found = curve(changed(PACKED, run__accumulate=parts), mesh)
+    np.testing.assert_allclose(found, one_device_packed, rtol=1e-5)
+
+
+def test_labels_that_do_not_count_are_as_if_they_were_not_there():
+    """Answers that are learned and questions that are not; dropout is off, for one row is scored
+    alone."""
+    experiment, devices = on(changed(TINY, model__dropout=0.0), 2, 1, 2, 2)
+    train_step, tokens = step.train_step(experiment, devices), random_tokens(TINY)
+    counted = np.zeros(tokens.shape, bool)
+    counted[3, 10:15] = counted[7, 0] = True  # the first token of a row is never a label
+    batch = [put(tokens, devices), None, put(counted, devices)]
+    logits = step.forward(experiment, devices)(started(experiment, devices).params, batch[0])
+    log_p = np.asarray(jax.nn.log_softmax(logits))[3, 9:14]
+    expected = -np.take_along_axis(log_p, tokens[3, 10:15, None], -1).mean()
+    _, metrics = train_step(started(experiment, devices), *batch)
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_update_that_is_not_finite_is_left_out(monkeypatch):
+    """Of three batches the second makes a NaN; the others do as if it had not been there."""
+    experiment, devices = on(changed(TINY, optimizer__ema_decay=0.5), 2, 2, 2)
+    batches = [random_tokens(TINY, number) for number in range(3)]
+    poison, whole = batches[1][5, :3], step.loss
+
+    def poisoned(experiment, graph, params, tokens, *rest):
+        total, nats = whole(experiment, graph, params, tokens, *rest)
+        hit = (tokens[:, :3] == poison).all(1).any()
+        return jax.numpy.where(hit, jax.numpy.nan, 1.0) * total, nats
+
+    monkeypatch.setattr(step, "loss", poisoned)
+    state, train_step = started(experiment, devices), step.train_step(experiment, devices)
+    seen, states = [], []
+    for batch in batches:
+        state, metrics = train_step(state, put(batch, devices))
+        seen.append({name: float(value) for name, value in metrics.items()})
+        states.append(jax.device_get(state))
+    assert [x["skipped"] for x in seen] == [0, 1, 0]
+    assert [int(x.step) for x in states] == [1, 2, 3]
+    assert np.isnan(seen[1]["grad_norm"])
+    assert np.isfinite(seen[1]["loss"])
+    for kept in ("params", "opt_state", "average"):
+        before, during, after = ([*jax.tree.leaves(getattr(x, kept))] for x in states)
+        assert all(np.array_equal(a, b) for a, b in zip(before, during, strict=True))
+        assert all(np.isfinite(leaf).all() for leaf in after)
+        assert not all(np.array_equal(a, b) for a, b in zip(during, after, strict=True))
+
+
+def test_norms_by_layer_make_up_the_norm_of_all():
+    experiment, devices = on(TINY, 1, 2, 2, 2)
+    _, metrics = step.train_step(experiment, devices)(
+        started(experiment, devices), put(random_tokens(TINY), devices)
+    )
+    for name in ("grad_norm", "update_norm"):
+        layers = {key: float(x) for key, x in metrics.items() if key.startswith(f"{name}/")}
+        assert {key.partition("/")[2] for key in layers} == {
+            *("tokens", "positions", "ln_1", "qkv", "out", "ln_2", "up", "down", "ln_f")
+        }
+        assert math.hypot(*layers.values()) == pytest.approx(float(metrics[name]), rel=1e-6)
 
 
 def shifted(params: dict, by: int) -> dict:

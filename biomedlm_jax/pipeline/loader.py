@@ -10,6 +10,7 @@ The end of an epoch falls where its last block is used, in the middle of a batch
 tokens after the last whole block (fewer than a block) are not used.
 """
 
+import itertools
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -64,6 +65,12 @@ class Loader:
         """Where in the stream each row of batch `step` begins."""
         batch, length = self.shape
         return blocks_of(step, batch=batch, blocks=self.blocks, seed=self.seed)[1] * length
+
+    def documents(self, step: int) -> list[str]:
+        """The ids of the documents in batch `step`, each once, in the order of the rows."""
+        starts = self.starts(step).tolist()
+        found = (self.store.ids(start, self.shape[1], self.separators) for start in starts)
+        return list(dict.fromkeys(itertools.chain.from_iterable(found)))
 
     def batch(self, step: int) -> Batch:
         """Batch `step`; each host reads the rows that its devices hold, once and all together, and

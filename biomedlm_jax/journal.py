@@ -1,0 +1,84 @@
+"""Files that grow while a run goes on: lines of JSON, on a disk or on gs://.
+
+On a disk a line is appended when it is written. An object on gs:// can not grow: its lines are
+kept in memory and it is written anew, in the background and at most once a minute, and whenever
+`flush` is called.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from etils import epath
+
+from biomedlm_jax.entry import UserError
+
+SECONDS = 60  # between two uploads
+
+
+def read(file: epath.Path) -> list[dict[str, Any]]:
+    """The lines of a file, without one that was cut while it was written; none without a file."""
+    text = file.read_text() if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+class Journal:
+    """Appends to `file`, of whose lines those stay that `keep` accepts.
+
+    Raises:
+      UserError: from all methods, it can not be written.
+    """
+
+    def __init__(self, file: epath.Path, keep: Callable[[dict], bool] = lambda line: True):
+        self.file, self.remote = file, str(file).startswith("gs://")
+        kept = [line for line in read(file) if keep(line)]
+        self.text = "".join(json.dumps(line) + "\n" for line in kept)
+        self.uploads, self.uploaded = ThreadPoolExecutor(1, thread_name_prefix="journal"), 0.0
+        self.pending: Future | None = None
+        if self.remote:
+            self.flush()
+        else:
+            partial = file.with_name(file.name + ".partial")
+            self._try(lambda: partial.write_text(self.text))
+            self._try(lambda: partial.rename(file))
+
+    def write(self, line: dict[str, Any]) -> None:
+        text = json.dumps(line) + "\n"
+        if not self.remote:
+            self._try(lambda: _append(self.file, text))
+            return
+        self.text += text
+        if time.monotonic() - self.uploaded > SECONDS and (not self.pending or self.pending.done()):
+            self._upload()
+
+    def flush(self) -> None:
+        """All lines are where others can read them."""
+        if self.remote:
+            self._upload()
+            self._try(lambda: self.pending.result() if self.pending else None)
+
+    def close(self) -> None:
+        self.flush()
+        self.uploads.shutdown()
+
+    def _upload(self) -> None:
+        self._try(lambda: self.pending.result() if self.pending else None)
+        self.uploaded, text = time.monotonic(), self.text
+        self.pending = self.uploads.submit(lambda: self.file.write_text(text))
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except OSError as error:
+            raise UserError(
+                f"{self.file.name} can not be written to --workdir={self.file.parent}: "
+                f"{error.strerror or error}; its checkpoints are whole. Remove the cause and give "
+                "the same command again"
+            ) from error
+
+
+def _append(file: epath.Path, text: str) -> None:
+    with file.open("a") as opened:
+        opened.write(text)
