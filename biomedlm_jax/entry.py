@@ -3,9 +3,11 @@ keyboard, and outputs that appear whole or not at all. Nothing here imports JAX.
 
 import contextlib
 import logging
+import os
 import re
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,11 +20,25 @@ class UserError(ValueError):
     what is allowed, and what to do; it is printed without a traceback."""
 
 
+class Preempted(Exception):  # noqa: N818 (an end, not an error)
+    """The machine is wanted back, and the state is saved; the same command goes on from there."""
+
+
+class HostLost(Exception):  # noqa: N818
+    """Another process of this run no longer answers; the message names it."""
+
+
+USER_ERROR, PREEMPTED, HOST_LOST = 2, 75, 76  # exit codes; 75 is EX_TEMPFAIL of sysexits.h
+
+# What a process that is one of several does before it ends with an exit code; see `hosts`.
+leave: Callable[[int], None] | None = None
+
+
 def run(main: Callable[[], None], check: Callable[[list[str]], None] | None = None) -> None:
     """Runs `main` after absl has parsed the flags.
 
     A UserError, or what the operating system reports (disk full, no permission), becomes one line
-    and exit code 2. Anything else is a bug and keeps its traceback.
+    and exit code 2; Preempted is 75, HostLost 76. Anything else is a bug and keeps its traceback.
 
     check: called with the arguments before absl parses them, for messages better than absl's.
     """
@@ -60,9 +76,33 @@ def _parsed(arguments: list[str]) -> list[str]:
 def reported() -> Iterator[None]:
     try:
         yield
+    except Preempted as end:
+        print(end, flush=True)
+        _end(PREEMPTED)
+    except HostLost as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        _end(HOST_LOST)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        _end(USER_ERROR)
+    except Exception:
+        if leave is None:
+            raise
+        traceback.print_exc()
+        _end(1)
+    if leave is not None:
+        leave(0)
+
+
+def _end(code: int) -> None:
+    """Ends the program. As one of several processes it does so at once: the ordinary way waits for
+    the others, who may be waiting for this one, or be gone."""
+    if leave is None:
+        sys.exit(code)
+    leave(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def check_output(path: Path) -> None:

@@ -12,6 +12,8 @@ from tests.conftest import ROOT
 ORDER = [
     "entry",
     "config",
+    "roll_call",
+    "hosts",
     "layout",
     "mesh",
     "kernels.dropout",
@@ -44,6 +46,7 @@ ORDER = [
     "checkpoint",
     "held_out",
     "metrics",
+    "watch",
     "train",
     "hf.names",
     "hf.tokenizer",

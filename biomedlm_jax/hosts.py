@@ -1,0 +1,403 @@
+"""Several processes as one run: how they meet, wait for each other, compare what they have, and
+notice that one is gone.
+
+A process alone needs none of it, and everything here then does nothing. Messages between hosts go
+through the key-value store that JAX's coordination service keeps on process 0, not through the
+devices, so a wait can end and say who is missing.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import math
+import os
+import platform
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from jax._src import clusters, distributed
+
+from biomedlm_jax import entry, roll_call
+from biomedlm_jax.config import Experiment, flat
+from biomedlm_jax.entry import HOST_LOST, PREEMPTED, HostLost, UserError
+
+PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy")
+CLUSTERS = ("gketpu", "gcetpu", "slurm", "ompi")  # that JAX knows how to ask
+PULSE = "hosts/pulse/"
+FAILED, DONE = "failed", "done"  # the last pulse of a process
+
+# How a collective fails when another process is gone: gloo on CPU, NCCL on GPU, the coordination
+# service.
+BROKEN = re.compile(
+    "closed by peer|reset by peer|broken pipe|gloo .* failed|nccl.*remote|remote process exited"
+    "|heartbeat|unhealthy|unavailable",
+    re.IGNORECASE,
+)
+
+
+class Store(Protocol):
+    """What `facts` asks a token store."""
+
+    sha256: str
+    vocabulary_sha256: str
+
+
+@dataclasses.dataclass
+class _Group:
+    """The processes of this run."""
+
+    names: list[str]  # of their hosts
+    index: int
+    coordinator: str
+    client: Any
+    wait_seconds: int
+    gathered: int = 0  # calls of `gather`, the same number everywhere
+    last_key: str = ""
+    pulses: dict[int, tuple[str, float]] = dataclasses.field(default_factory=dict)  # and since when
+    ending: str = ""
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    @property
+    def period(self) -> float:
+        """Seconds between pulses."""
+        return min(2.0, self.wait_seconds / 10)
+
+    def named(self, indices: list[int]) -> str:
+        """process 1 (host b), process 3 (host d)"""
+        return ", ".join(f"process {i} (host {self.names[i]})" for i in indices)
+
+
+_group: _Group | None = None
+_on_abort: Any = None  # kept alive, for C calls it
+
+
+def connect(
+    coordinator: str | None,
+    processes: int | None,
+    process_id: int | None,
+    wait_seconds: int,
+    cpu_devices: Callable[[int], int] | None = None,
+) -> None:
+    """Makes several processes one JAX; call it before any use of a device.
+
+    With coordinator (host:port of process 0), processes and process_id; without any of them as the
+    cluster says, where there is one: Cloud TPU, Slurm, Open MPI. Else this process is alone.
+
+    wait_seconds: for others to come, and later for one that is silent.
+    cpu_devices: how many CPU devices each of so many processes has; None leaves it to JAX.
+
+    Raises:
+      UserError: some but not all are given; see also `roll_call.call`.
+      HostLost: others did not come.
+    """
+    global _group
+    given = {"coordinator": coordinator, "processes": processes, "process_id": process_id}
+    own: dict[str, Any] = {}
+    if all(value is None for value in given.values()):
+        found = _cluster(wait_seconds)
+        if found is None:
+            return
+        coordinator, processes, process_id, own["local_device_ids"] = found
+    elif missing := [f"--{name}" for name, value in given.items() if value is None]:
+        raise UserError(
+            f"{', '.join(missing)} is missing; --coordinator=HOST:PORT, --processes and "
+            "--process_id are given together, or none of them"
+        )
+    else:
+        own["cluster_detection_method"] = "deactivate"
+    assert coordinator is not None
+    assert processes is not None
+    assert process_id is not None
+    if processes < 1 or not 0 <= process_id < processes:
+        raise UserError(
+            f"--process_id={process_id} with --processes={processes}; ids are from 0 to "
+            f"{max(processes, 1) - 1}, one for each process"
+        )
+    if processes == 1:
+        return
+
+    names = roll_call.call(coordinator, processes, process_id, wait_seconds)
+    if cpu_devices is not None:
+        jax.config.update("jax_num_cpu_devices", cpu_devices(processes))
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        coordinator,
+        processes,
+        process_id,
+        initialization_timeout=wait_seconds,
+        # Later than the pulses, which know names: JAX ends the process without an exception.
+        heartbeat_timeout_seconds=math.ceil(1.5 * wait_seconds) + 5,
+        shutdown_timeout_seconds=wait_seconds,
+        **own,
+    )
+    _group = _Group(names, process_id, coordinator, distributed.global_state.client, wait_seconds)
+    _end_well_on_abort(_group)
+    entry.leave = _leave
+    threading.Thread(target=_watch_pulses, args=[_group], daemon=True, name="pulses").start()
+
+
+def primary() -> bool:
+    """Whether this is process 0, which prints and writes for all."""
+    return _group is None or _group.index == 0
+
+
+def barrier(name: str, seconds: int) -> None:
+    """Returns when all processes have come here.
+
+    Raises:
+      HostLost: some have not, after `seconds`.
+    """
+    gather(name, "", seconds)
+
+
+def gather(name: str, value: str, seconds: int) -> list[str]:
+    """Every process's value, in the order of the processes. All call it, in the same order.
+
+    Raises:
+      HostLost: some have not, after `seconds`.
+    """
+    if _group is None:
+        return [value]
+    group, deadline, pause = _group, time.monotonic() + seconds, 0.01
+    group.gathered += 1
+    prefix = f"hosts/{group.gathered}/{name}/"
+    group.client.key_value_set(f"{prefix}{group.index}", value)
+    while len(found := _read(group, prefix)) < len(group.names):
+        absent = [i for i in range(len(group.names)) if i not in found]
+        if time.monotonic() > deadline or any(i in absent for i in _failed(group)):
+            raise HostLost(
+                f"{group.named(absent)} did not come to {name!r} within {seconds} s; {_ADVICE}"
+            )
+        time.sleep(pause)
+        pause = min(2 * pause, 0.25)
+    if group.last_key:  # all have read it, or they would not be here
+        group.client.key_value_delete(group.last_key)
+    group.last_key = f"{prefix}{group.index}"
+    return [found[i] for i in range(len(group.names))]
+
+
+def agree(facts: dict[str, str], seconds: int) -> None:
+    """Compares facts that must be equal everywhere with those of process 0.
+
+    Raises:
+      UserError: on every process, with each difference.
+      HostLost: see `gather`.
+    """
+    all_facts = [json.loads(found) for found in gather("facts", json.dumps(facts), seconds)]
+    if _group is None:
+        return
+    first, wrong = all_facts[0], []
+    for index, theirs in enumerate(all_facts):
+        for name in sorted(first.keys() | theirs.keys()):
+            a, b = first.get(name, "nothing"), theirs.get(name, "nothing")
+            if a != b:
+                wrong.append(f"{_group.named([index])} has {name} {b}, {_group.named([0])} has {a}")
+    if wrong:
+        more = [f"and {len(wrong) - 10} more"] if len(wrong) > 10 else []
+        raise UserError(
+            "the processes of this run differ:\n  "
+            + "\n  ".join(wrong[:10] + more)
+            + "\ninstall the same versions, and give the same command and store, everywhere"
+        )
+
+
+def facts(experiment: Experiment, store: Store) -> dict[str, str]:
+    """What must be equal on all hosts, but for the path of the store."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    source = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        source.update(path.read_bytes())
+    found["biomedlm_jax of sha256"] = source.hexdigest()[:16]
+    found["tokens of sha256"] = store.sha256[:16]
+    found["vocabulary of sha256"] = store.vocabulary_sha256[:16]
+    found["local devices"] = str(jax.local_device_count())
+    settings = {f"config.{name}": repr(value) for name, value in flat(experiment).items()}
+    del settings["config.data.store"]
+    return found | settings
+
+
+def lost(error: Exception) -> bool:
+    """Whether this is how a collective fails when another process is gone."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and bool(BROKEN.search(str(error)))
+
+
+@contextlib.contextmanager
+def naming_lost_hosts() -> Iterator[None]:
+    """Turns the error of a collective whose other end is gone into HostLost with its name."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if _group is None or not lost(error):
+            raise
+        reason = str(error).splitlines()[0]
+        deadline = time.monotonic() + 5 * _group.period
+        while not (gone := silent()) and time.monotonic() < deadline:
+            time.sleep(_group.period / 4)
+        if gone:
+            message = f"{_group.named(gone)} no longer answers; {_ADVICE} ({reason})"
+        else:
+            message = (
+                f"a process has left a computation that all take part in; {_ADVICE} ({reason})"
+            )
+        raise HostLost(message) from error
+
+
+def silent() -> list[int]:
+    """The processes that have ended otherwise than well, or whose pulse is four periods late."""
+    if _group is None:
+        return []
+    late = time.monotonic() - 4 * _group.period
+    return [
+        i
+        for i, (value, since) in sorted(_group.pulses.items())
+        if value == FAILED or (value != DONE and since < late)
+    ]
+
+
+def named(indices: list[int]) -> str:
+    """process 1 (host b), process 3 (host d)"""
+    assert _group is not None or not indices
+    return _group.named(indices) if _group else ""
+
+
+_ADVICE = (
+    "its own output says why, if it could. Give the same command again on every host, and the run "
+    "goes on from its newest checkpoint"
+)
+
+
+def _cluster(seconds: int) -> tuple[str, int, int, list[int] | None] | None:
+    """Coordinator, number of processes, id of this one and which devices it has (None is all), as
+    the cluster says; None where this process is alone."""
+    kinds = [c for c in clusters.ClusterEnv._cluster_types if c.name in CLUSTERS]
+    cluster = next((c for c in kinds if c.is_env_present()), None)
+    if cluster is None:
+        if os.environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
+            raise UserError(
+                "Open MPI started several processes but does not say where the first one is; give "
+                "each --coordinator=HOST:PORT, --processes and --process_id"
+            )
+        return None
+    count = cluster.get_process_count()
+    if count < 2:
+        return None
+    coordinator = cluster.get_coordinator_address(seconds, os.environ.get("JAX_COORDINATOR_PORT"))
+    local = cluster.get_local_process_id()
+    # JAX would give a process one GPU also where it is the only one on its machine.
+    each = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get(
+        "OMPI_COMM_WORLD_LOCAL_SIZE"
+    )
+    if local is None or re.fullmatch(r"1(\(x\d+\))?", each or ""):
+        return coordinator, count, cluster.get_process_id(), None
+    return coordinator, count, cluster.get_process_id(), [local]
+
+
+def _failed(group: _Group) -> list[int]:
+    return [i for i, (value, _) in group.pulses.items() if value == FAILED]
+
+
+def _read(group: _Group, prefix: str) -> dict[int, str]:
+    """{process: value} of the keys that begin with `prefix`."""
+    found = group.client.key_value_dir_get(prefix)
+    return {int(key.rpartition("/")[2]): value for key, value in found}
+
+
+def _pulse(group: _Group, value: str) -> None:
+    with group.lock:
+        value = group.ending or value  # the last word of this process is not overwritten
+        group.client.key_value_set(f"{PULSE}{group.index}", value, allow_overwrite=True)
+
+
+def _watch_pulses(group: _Group) -> None:
+    """A thread for the life of the process. Ends it when another one is gone for wait_seconds, for
+    on some platforms a computation that all take part in then hangs."""
+    last = time.monotonic()
+    for beat in itertools.count():
+        try:
+            _pulse(group, str(beat))
+            found = _read(group, PULSE)
+        except jax.errors.JaxRuntimeError:
+            return  # the service is gone, and JAX aborts for that
+        now = time.monotonic()
+        suspended = now - last > 4 * group.period  # this process, so it knows nothing of others
+        last = now
+        for i in range(len(group.names)):
+            value = found.get(i, "")
+            if suspended or i not in group.pulses or group.pulses[i][0] != value:
+                group.pulses[i] = (value, now)
+        gone = [
+            i
+            for i, (value, since) in group.pulses.items()
+            if value != DONE and now - since > group.wait_seconds
+        ]
+        if gone:
+            _die(f"{group.named(gone)} no longer answers, for {group.wait_seconds} s; {_ADVICE}")
+        time.sleep(group.period)
+
+
+def _leave(code: int) -> None:
+    """Says goodbye, before this process ends with `code`."""
+    group = _group
+    assert group is not None
+    group.ending = DONE if code in (0, PREEMPTED) else FAILED
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody is there to hear it
+        _pulse(group, group.ending)
+        if group.index == 0 and code:
+            # The store ends with this process, and others may still read in it why they end.
+            patience = group.wait_seconds if code == PREEMPTED else min(group.wait_seconds, 10)
+            deadline = time.monotonic() + patience
+            while time.monotonic() < deadline:
+                found, late = _read(group, PULSE), silent()
+                if all(
+                    found.get(i) in (DONE, FAILED) or i in late for i in range(len(group.names))
+                ):
+                    break
+                time.sleep(0.1)
+            time.sleep(0.1)
+
+
+def _end_well_on_abort(group: _Group) -> None:
+    """JAX aborts in a thread of its own when process 0 is gone, and Python has no say in it but as
+    a C signal handler. An abort for another reason goes on as one."""
+    global _on_abort
+
+    def aborted(number: int) -> None:
+        assert number == signal.SIGABRT
+        gone = silent()
+        if group.index:
+            host, _colon, port = group.coordinator.rpartition(":")
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+            except OSError:
+                gone = [0]
+        if gone:
+            _die(f"{group.named(gone)} no longer answers; {_ADVICE}")
+
+    _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    libc.signal(signal.SIGABRT, ctypes.cast(_on_abort, ctypes.c_void_p))
+
+
+def _die(message: str) -> None:
+    """From any thread: the main thread may never come back from a computation."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(HOST_LOST)
