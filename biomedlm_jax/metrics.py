@@ -123,6 +123,7 @@ class Writer:
         self.last: int | None = None  # the step of the last report
         self.trained = collections.Counter()  # steps since the first of this process; their seconds
         self.active = hosts.primary()
+        self.scored: set[int] = set()  # the steps that were evaluated
         self.closing = contextlib.ExitStack()
         if not self.active:
             return

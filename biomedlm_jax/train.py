@@ -48,7 +48,7 @@ def fit(
     startup = Startup()
     startup.done("imports and hosts")
     with ExitStack() as stack:
-        stack.enter_context(hosts.naming_lost_hosts(run.wait_seconds))
+        stack.enter_context(hosts.naming_lost_hosts())
 
         # ---- Mesh and data: everything that can be refused is refused here -----------------
         mesh = meshes.make(experiment)
@@ -88,7 +88,8 @@ def fit(
         startup.done("state")
 
         # ---- What watches the loop: hosts that hang, machines that are taken away -----------
-        watchdog = stack.enter_context(closing(Watchdog(run.hang_seconds, workdir)))
+        stacks = None if str(workdir).startswith("gs://") else Path(workdir) / "stacks.txt"
+        watchdog = stack.enter_context(closing(Watchdog(run.hang_seconds, stacks)))
         preemption = stack.enter_context(closing(Preemption()))
         profiler = stack.enter_context(closing(Profiler(workdir / "profile", profile_at)))
         judge = Judge(run, loader.documents, writer.event)
@@ -106,6 +107,7 @@ def fit(
         pending = None  # the metrics of the last step are read while the next one is under way
         compiled = None
         saved = first if first else None
+        scored = hosts.gather("scored", str(first in writer.scored), run.wait_seconds)[0] == "True"
 
         def settle() -> None:
             nonlocal pending
@@ -145,8 +147,7 @@ def fit(
 
         for done in range(first, run.steps + 1):
             alive(f"step {done + 1}")
-            scored = done == first and hosts.from_primary(done in writer.scored, run.wait_seconds)
-            if evaluate and run.due(done, run.eval_every) and not scored:
+            if evaluate and run.due(done, run.eval_every) and (done > first or not scored):
                 settle()
                 score(done)
             if done > first and run.due(done, run.save_every):
@@ -164,12 +165,12 @@ def fit(
             with writer.clock.doing("data"):
                 batch = next(batches)  # after the save, so that a restart sees this batch too
             if compiled is None:
-                with watchdog.allowing(10 * run.hang_seconds):
-                    startup.done("first batch")
-                    compiled = train_step.lower(state, *batch).compile()
-                    startup.done("compile")
-                    state, metrics = compiled(state, *batch)
-                    jax.block_until_ready(metrics)
+                startup.done("first batch")
+                watchdog.allow(10 * run.hang_seconds)
+                compiled = train_step.lower(state, *batch).compile()
+                startup.done("compile")
+                state, metrics = compiled(state, *batch)
+                jax.block_until_ready(metrics)
                 startup.done("first step")
                 writer.first_step(done + 1, startup)
             else:
