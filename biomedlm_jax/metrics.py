@@ -19,7 +19,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from biomedlm_jax.config import Experiment
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.held_out import Score
+from biomedlm_jax.held_out import TOTAL, Scores
 
 # Dense bfloat16 flops per second of one JAX device, from the vendors' data sheets. The key is in
 # `jax.Device.device_kind`.
@@ -98,10 +98,15 @@ class Writer:
             flush=True,
         )
 
-    def held_out(self, step: int, score: Score, seconds: float) -> None:
-        """The score after `step` updates; the seconds it took are no part of training's speed."""
-        self.write(step, {"held_out_loss": score.loss, "bits_per_byte": score.bits_per_byte})
-        print(f"step {step}/{self.experiment.run.steps}  held out: {score}", flush=True)
+    def held_out(self, step: int, scores: Scores, seconds: float) -> None:
+        """The scores after `step` updates; the seconds it took are no part of training's speed."""
+        total = scores[TOTAL]
+        bits = {
+            f"bits_per_byte/{name}" if name else "bits_per_byte": score.bits_per_byte
+            for name, score in scores.items()
+        }
+        self.write(step, {"held_out_loss": total.loss, **bits})
+        print(f"step {step}/{self.experiment.run.steps}  held out: {total}", flush=True)
         self.last = (self.last[0] + seconds, self.last[1])
         if self.start is not None:
             self.start = (self.start[0] + seconds, self.start[1])

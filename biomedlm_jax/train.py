@@ -14,7 +14,7 @@ from biomedlm_jax import step as steps
 from biomedlm_jax.checkpoint import Checkpoints
 from biomedlm_jax.config import Experiment
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.held_out import Score, score
+from biomedlm_jax.held_out import Evaluator, Scores
 from biomedlm_jax.metrics import Writer, plot
 from biomedlm_jax.pipeline.loader import Loader
 from biomedlm_jax.pipeline.store import TokenStore
@@ -111,25 +111,18 @@ def report(writer: Writer, pending: tuple[int, dict] | None) -> None:
 
 def held_out_score(
     experiment: Experiment, mesh: jax.sharding.Mesh
-) -> Callable[[dict], tuple[Score, float]]:
-    """Returns evaluate(params): the score on the first run.eval_batches batches of held-out text,
+) -> Callable[[dict], tuple[Scores, float]]:
+    """Returns evaluate(params): the scores on the first run.eval_batches batches of held-out text,
     and the seconds it took.
 
     Raises:
       UserError: there is no held-out text.
     """
     store = TokenStore(experiment.data.store, "heldout")
-    if store.length(experiment.data.separators) < 2:
-        raise UserError(
-            f"config.data.store={store.path} has no held-out documents; build it with a larger "
-            "--heldout_per_mille, or set config.run.eval_every=0"
-        )
-    step = steps.eval_step(experiment, mesh, groups=1)
+    scores = Evaluator(experiment, mesh, store, experiment.run.eval_batches)
 
-    def evaluate(params: dict) -> tuple[Score, float]:
+    def evaluate(params: dict) -> tuple[Scores, float]:
         start = time.perf_counter()
-        rows, batches = experiment.data.batch, experiment.run.eval_batches
-        found = score(experiment, mesh, step, params, store, rows=rows, batches=batches)
-        return found, time.perf_counter() - start
+        return scores(params), time.perf_counter() - start
 
     return evaluate
