@@ -2,14 +2,15 @@
 
 Bits per byte do not depend on the vocabulary, so models with different ones compare, and so does
 a compressor. `python -m biomedlm_jax.held_out --checkpoint=WORKDIR` scores the newest save of a
-run on the held-out documents of its store, beside what `xz -9e` makes of the same text.
+run on the held-out documents of its store, beside what `xz -9e` makes of the same text, and by
+source and year of publication: what few bytes say of a single year is mostly noise.
 """
 
 import dataclasses
 import itertools
 import lzma
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -24,8 +25,8 @@ from biomedlm_jax.config import Experiment
 from biomedlm_jax.config import Mesh as MeshConfig
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.layout import IN_USE, spec
-from biomedlm_jax.pipeline.loader import held_out
-from biomedlm_jax.pipeline.store import TokenStore
+from biomedlm_jax.pipeline.loader import HeldOut, held_out
+from biomedlm_jax.pipeline.store import SOURCE_OF_CODE, UNKNOWN_YEAR, TokenStore
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 
 ROWS_PER_DEVICE = 8
@@ -53,52 +54,99 @@ class Score:
         )
 
 
-def score(
-    experiment: Experiment,
-    mesh: Mesh,
-    evaluate: Callable,
-    params: dict,
-    store: TokenStore,
-    *,
-    rows: int,
-    batches: int | None = None,
-    progress: bool = False,
-) -> Score:
-    """The score of `params` on a split of at least 2 tokens, or on its first `batches` batches.
+Scores = dict[str, Score]  # of parts of the text: TOTAL, "full_text", "year_2021", UNKNOWN
+TOTAL, YEAR, UNKNOWN = "", "year_", "year_unknown"
+
+
+def parts(groups: np.ndarray) -> dict[str, np.ndarray]:
+    """Which of the `TokenStore.groups` a part of the text is made of, bool [groups]: all of it,
+    its sources, its years in rising order, and what is of no known year."""
+    codes, years = groups.T
+    known = np.unique(years[years != UNKNOWN_YEAR]).tolist()
+    found = {TOTAL: np.ones(len(groups), bool)}
+    found |= {SOURCE_OF_CODE[code]: codes == code for code in np.unique(codes).tolist()}
+    found |= {f"{YEAR}{year}": years == year for year in known}
+    if len(known) < len(np.unique(years)):
+        found[UNKNOWN] = years == UNKNOWN_YEAR
+    return found
+
+
+class Evaluator:
+    """evaluate(params) gives the scores on a split, or on its first `limit` x config.data.batch
+    windows of config.model.context tokens.
 
     The labels are those of training: the ends of documents where config.data.separators has them
-    learned, and with config.data.segment_ids no first token of a document.
+    learned, and with config.data.segment_ids no first token of a document. Every host reads the
+    same windows; as many rows go through the model at once as in an update.
 
-    evaluate: from `step.eval_step`.
-    rows: windows in a batch, over all devices.
+    Attributes:
+      batches: that are evaluated, one after the other.
 
     Raises:
-      UserError: nothing is a label.
+      UserError: the split has less than one label.
     """
-    sharding = NamedSharding(mesh, spec("bt", IN_USE))
-    sizes = Vocabulary(store.vocabulary_path).token_bytes()
-    length, data = experiment.model.context, experiment.data
-    windows = held_out(
-        store,
-        batch=rows,
-        length=length,
-        separators=data.separators,
-        segment_ids=data.segment_ids,
-    )
-    total = -(-(store.length(data.separators) - 1) // ((length - 1) * rows))
-    nats, labels, nbytes = 0.0, 0, 0
-    some = itertools.islice(windows, batches)
-    for window in tqdm(some, total=total, desc="held out", disable=not progress):
-        labels += int(window.real.sum())
-        nbytes += int(sizes[window.tokens[:, 1:]][window.real].sum())
-        window = window._replace(real=np.where(window.real, 0, -1))
-        nats += float(evaluate(params, *jax.device_put(window, sharding)).sum())
-    if not nbytes:
-        raise UserError(
-            f"{store.path} has no held-out document of two tokens of text, so there is nothing to "
-            "score; build it from a larger corpus, or set config.run.eval_every=0"
+
+    def __init__(
+        self, experiment: Experiment, mesh: Mesh, store: TokenStore, limit: int | None = None
+    ) -> None:
+        data, accumulate = experiment.data, experiment.run.accumulate
+        labels = store.length(data.separators) - 1
+        if labels < 1:
+            raise UserError(
+                f"config.data.store={store.path} has no held-out documents; build it with a larger "
+                "--heldout_per_mille, or set config.run.eval_every=0"
+            )
+        self.experiment, self.store = experiment, store
+        self.rows = data.batch // accumulate
+        self.batches = -(-labels // ((experiment.model.context - 1) * self.rows))
+        if limit is not None:
+            self.batches = min(self.batches, limit * accumulate)
+        self._groups, _ = store.groups
+        self._step = step.eval_step(experiment, mesh, groups=len(self._groups))
+        self._sharding = NamedSharding(mesh, spec("bt", IN_USE))
+        self._sizes = Vocabulary(store.vocabulary_path).token_bytes()
+
+    def __call__(self, params: dict, each: Callable[[], object] = lambda: None) -> Scores:
+        """The scores of `params`. What has no text among the windows is no part.
+
+        each: called after every batch; may raise to give the rest up.
+
+        Raises:
+          UserError: nothing is a label.
+        """
+        count = len(self._groups)
+        nats, labels, nbytes = np.zeros(count), np.zeros(count, int), np.zeros(count, int)
+        for window in itertools.islice(self._windows(), self.batches):
+            nats += np.asarray(self._step(params, *jax.tree.map(self._put, window)), np.float64)
+            real = window.group >= 0
+            group, sizes = window.group[real], self._sizes[window.tokens[:, 1:][real]]
+            labels += np.bincount(group, minlength=count)
+            nbytes += np.bincount(group, weights=sizes, minlength=count).astype(int)
+            each()
+        if not nbytes.any():
+            raise UserError(
+                f"{self.store.path} has no held-out document of two tokens of text, so there is "
+                "nothing to score; build it from a larger corpus, or set config.run.eval_every=0"
+            )
+        return {
+            name: Score(float(nats[part].sum()), int(labels[part].sum()), int(nbytes[part].sum()))
+            for name, part in parts(self._groups).items()
+            if nbytes[part].any()
+        }
+
+    def _windows(self) -> Iterator[HeldOut]:
+        data = self.experiment.data
+        return held_out(
+            self.store,
+            batch=self.rows,
+            length=self.experiment.model.context,
+            separators=data.separators,
+            segment_ids=data.segment_ids,
         )
-    return Score(nats, labels, nbytes)
+
+    def _put(self, whole: np.ndarray) -> jax.Array:
+        """On the mesh, of which this host may have a part only."""
+        return jax.make_array_from_callback(whole.shape, self._sharding, lambda at: whole[at])
 
 
 def text(store: TokenStore) -> list[str]:
@@ -129,32 +177,48 @@ def main(workdir: Path, moved: str | None = None) -> None:
         )
     store, train = (TokenStore(path, split) for split in ("heldout", "train"))
     claim.check(workdir, train)
-    if store.length(claim.experiment.data.separators) < 2:
-        raise UserError(f"{store.path} has no held-out documents, so there is nothing to score")
-    experiment, params, done = checkpoint.load(workdir)
     # All devices that are here, whatever mesh the run had, and a batch that suits them.
-    rows = ROWS_PER_DEVICE * jax.device_count()
+    was = claim.experiment
     experiment = dataclasses.replace(
-        experiment,
+        was,
         mesh=MeshConfig(data=1, fsdp=-1, model=1, context=1),
-        data=dataclasses.replace(experiment.data, batch=rows),
+        data=dataclasses.replace(was.data, batch=ROWS_PER_DEVICE * jax.device_count()),
+        run=dataclasses.replace(was.run, accumulate=1),
     )
     mesh = meshes.make(experiment)
-    ids = [{tuple(row) for row in split.documents[:, 2:].tolist()} for split in (store, train)]
+    evaluate = Evaluator(experiment, mesh, store)
+    ids = [{tuple(row) for row in split.documents[:, 2:4].tolist()} for split in (store, train)]
     if shared := ids[0] & ids[1]:
         raise UserError(f"{store.path} has {len(shared)} held-out documents in training too")
-    shardings = step.state_shardings(experiment, mesh).params
-    params = jax.device_put(params, shardings)
-    evaluate = step.eval_step(experiment, mesh, groups=1)
-    model = score(experiment, mesh, evaluate, params, store, rows=rows, progress=True)
-    xz = xz_bits_per_byte(text(store))
+    _, params, done = checkpoint.load(workdir)
+    params = jax.device_put(params, step.state_shardings(experiment, mesh).params)
+    with tqdm(total=evaluate.batches, desc="held out") as bar:
+        scores = evaluate(params, each=bar.update)
     print(
-        f"{len(store.documents):,} held-out documents, {model.bytes:,} bytes, none of them among "
-        f"the {len(train.documents):,} trained on\n"
-        f"  model at step {done:<8} {model.bits_per_byte:.3f} bits per byte "
-        f"({model.loss:.4f} nats per token)\n"
-        f"  xz -9e                 {xz:.3f} bits per byte"
+        f"{len(store.documents):,} held-out documents, {scores[TOTAL].bytes:,} bytes, none of them "
+        f"among the {len(train.documents):,} trained on"
     )
+    print("\n".join(table(scores, done, xz_bits_per_byte(text(store)))))
+
+
+def table(scores: Scores, done: int, xz: float) -> list[str]:
+    """Lines: the model after `done` steps, `xz -9e`, and the model again by source and by year."""
+    total = scores[TOTAL]
+    lines = [
+        f"  {f'model at step {done}':<24}{total.bits_per_byte:.3f} bits per byte "
+        f"({total.loss:.4f} nats per token)",
+        f"  {'xz -9e':<24}{xz:.3f} bits per byte",
+    ]
+    years = {name: score for name, score in scores.items() if name.startswith(YEAR)}
+    sources = {name: scores[name] for name in scores if name != TOTAL and name not in years}
+    for title, some in {"source": sources, "year": years}.items():
+        lines.append(f"  the model by {title}")
+        lines += [
+            f"    {name.removeprefix(YEAR):<22}{score.bits_per_byte:.3f} bits per byte of "
+            f"{score.bytes:>13,} bytes"
+            for name, score in some.items()
+        ]
+    return lines
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from biomedlm_jax import hosts, journal
 from biomedlm_jax.config import Experiment, flat
 from biomedlm_jax.entry import UserError
+from biomedlm_jax.held_out import TOTAL, Scores
 from biomedlm_jax.journal import Journal
 
 # Dense bfloat16 flops per second of one JAX device, from the vendors' data sheets. The key is in
@@ -208,12 +209,12 @@ class Writer:
         self.write(step, values)
 
     def held_out(self, step: int, scores: Scores) -> None:
-        """What `held_out.evaluator` found after `step` updates."""
+        """What `held_out.Evaluator` found after `step` updates."""
+        total = scores[TOTAL]
         if self.active:
-            print(f"step {step}/{self.experiment.run.steps}  held out: {scores}", flush=True)
-        parts = {f"bits_per_byte/{name}": x.bits_per_byte for name, x in scores.parts.items()}
-        total = {"held_out_loss": scores.total.loss, "bits_per_byte": scores.total.bits_per_byte}
-        self.write(step, total | parts)
+            print(f"step {step}/{self.experiment.run.steps}  held out: {total}", flush=True)
+        bits = {f"bits_per_byte/{part}".rstrip("/"): x.bits_per_byte for part, x in scores.items()}
+        self.write(step, {"held_out_loss": total.loss, **bits})
 
     def goodput(self) -> float:
         """Share of all time since the run was first started in which steps that count were made."""

@@ -15,7 +15,7 @@ from biomedlm_jax import step as steps
 from biomedlm_jax.checkpoint import Checkpoints
 from biomedlm_jax.config import Experiment
 from biomedlm_jax.entry import Preempted
-from biomedlm_jax.held_out import evaluator
+from biomedlm_jax.held_out import Evaluator
 from biomedlm_jax.judge import Judge
 from biomedlm_jax.lock import Lock
 from biomedlm_jax.metrics import Startup, Writer, plot
@@ -64,7 +64,7 @@ def fit(
             sharding=NamedSharding(mesh, steps.BATCH_SPEC),
         )
         held_out = TokenStore(experiment.data.store, "heldout") if run.eval_every else None
-        evaluate = evaluator(experiment, mesh, held_out) if held_out else None
+        evaluate = Evaluator(experiment, mesh, held_out, run.eval_batches) if held_out else None
         if hosts.primary():
             stack.enter_context(Lock(workdir))
         saves = stack.enter_context(closing(Checkpoints(workdir, experiment, store)))

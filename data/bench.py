@@ -132,12 +132,12 @@ def loading(made: Path, rounds: int) -> dict[str, float | str]:
     folder = epath.Path(made / "store")
     draw = np.random.default_rng(0)
 
-    def rows() -> Iterator[tuple[str, np.ndarray, str, str, int]]:
+    def rows() -> Iterator[tuple[str, np.ndarray, str, str, int, int]]:
         for number in range(TOKENS // DOCUMENT):
             tokens = draw.integers(2, vocabulary.size, DOCUMENT)
             tokens[-1] = vocabulary.eos_id
             tokens[:-1][tokens[:-1] == vocabulary.eos_id] = 2
-            yield "train", tokens, f"PMID:{number + 1}", "abstract", len(tokens)
+            yield "train", tokens, f"PMID:{number + 1}", "abstract", len(tokens), 2001
 
     StoreWriter.of(folder, folder / "work", vocabulary).write_all(rows())
     sharding = NamedSharding(Mesh(jax.devices()[:1], ("data",)), PartitionSpec("data"))

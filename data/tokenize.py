@@ -19,6 +19,7 @@ from absl import flags
 from etils import epath
 
 from biomedlm_jax import entry
+from biomedlm_jax.pipeline.store import UNKNOWN_YEAR
 from biomedlm_jax.pipeline.store_writer import StoreWriter
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from data import documents, stages
@@ -88,7 +89,8 @@ class Tokenize:
                 nbytes = len(document.text.encode())
                 split = documents.split_of(document, self._manifest["heldout_per_mille"])
                 tokens = np.array([*ids, eos])
-                piece.append(split, tokens, document.id, document.source, nbytes)
+                year = document.year or UNKNOWN_YEAR
+                piece.append(split, tokens, document.id, document.source, nbytes, year)
                 tally.add(document, split, tokens=len(tokens))
         return {"piece": piece.summary(), "tally": tally.summary()}
 

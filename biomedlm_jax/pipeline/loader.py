@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
-from jaxtyping import Bool, Int, UInt64
+from jaxtyping import Int, UInt64
 
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.store import TokenStore
@@ -153,11 +153,12 @@ def blocks_of(
 
 
 class HeldOut(NamedTuple):
-    """Windows over a split, and which of their labels are scored."""
+    """Windows over a split, and what each of their labels is counted with: `TokenStore.groups` of
+    the document that it is of, -1 where it is none."""
 
     tokens: Int[np.ndarray, "batch length"]
     segments: Int[np.ndarray, "batch length"] | None
-    real: Bool[np.ndarray, "batch length-1"]
+    group: Int[np.ndarray, "batch length-1"]
 
 
 def held_out(
@@ -167,31 +168,36 @@ def held_out(
 
     Neighbouring windows share one token, so every token of the stream but the first is a label
     exactly once; with `segment_ids` every token but the first of its document. Rows beyond the end,
-    and tokens beyond it, are filled with eos in a segment of their own and not real.
+    and tokens beyond it, are filled with eos in a segment of their own and no labels.
     """
     stream = store.length(separators)
     starts = np.arange(0, max(stream - 1, 0), length - 1)
+    documents, groups = store.documents[:, 0], store.groups[1].astype(np.int32)
+    if not separators:  # every document before has one token that does not count
+        documents = documents - np.arange(store.rows)
     for first in range(0, len(starts), batch):
         tokens = np.full((batch, length), store.eos_id, np.int32)
         segments = np.zeros((batch, length), np.int32)
-        real = np.zeros((batch, length - 1), bool)
+        group = np.full((batch, length - 1), -1, np.int32)
         now = starts[first : first + batch]
+        labels = now[:, None] + np.arange(1, length)
+        of = groups[np.searchsorted(documents, labels, side="right") - 1]
+        group[: len(now)] = np.where(labels < stream, of, -1)
         count = int((now + length <= stream).sum())
         parts = [(slice(count), length)]
         if count < len(now):
             parts.append((slice(count, len(now)), stream - int(now[-1])))
         for rows, width in parts:
-            found, of = windows(
+            found, segment = windows(
                 store, now[rows], width, separators=separators, segment_ids=segment_ids
             )
             tokens[rows, :width] = found
-            real[rows, : width - 1] = True
-            if of is not None:
-                segments[rows, :width] = of
-                segments[rows, width:] = of[:, -1:] + 1
+            if segment is not None:
+                segments[rows, :width] = segment
+                segments[rows, width:] = segment[:, -1:] + 1
         if segment_ids:
-            real &= segments[:, 1:] == segments[:, :-1]
-        yield HeldOut(tokens, segments if segment_ids else None, real)
+            group[segments[:, 1:] != segments[:, :-1]] = -1
+        yield HeldOut(tokens, segments if segment_ids else None, group)
 
 
 def shuffled(

@@ -161,7 +161,7 @@ class StoreWriter:
         return manifest
 
     def write_all(
-        self, documents: Iterable[tuple[str, np.ndarray, str, str, int]], **entries: Any
+        self, documents: Iterable[tuple[str, np.ndarray, str, str, int, int]], **entries: Any
     ) -> dict[str, Any]:
         """The whole store in this process; `documents` gives the arguments of `Piece.append`."""
         with self.piece("all") as piece:
@@ -197,13 +197,16 @@ class Piece:
         self._size, self._eos_id, self._files = size, eos_id, files
         self._counts = {s: {"tokens": 0, "documents": 0, "bytes": 0} for s in SPLITS}
 
-    def append(self, split: str, tokens: np.ndarray, id: str, source: str, nbytes: int) -> None:
+    def append(
+        self, split: str, tokens: np.ndarray, id: str, source: str, nbytes: int, year: int
+    ) -> None:
         """Adds a document at the end of a split.
 
         Args:
           tokens: integers [n], the last one eos and no other.
           id: "PMID:123" for source "abstract", "PMC:123" for "full_text"; see `store.SOURCES`.
           nbytes: UTF-8 length of the text.
+          year: of publication; `store.UNKNOWN_YEAR` where it is not known.
         """
         code, prefix = SOURCES[source]
         if not id.startswith(prefix + ":"):
@@ -214,8 +217,10 @@ class Piece:
             raise ValueError(f"document {id!r} has an eos token before its end")
         if tokens.min() < 0 or tokens.max() >= self._size:
             raise ValueError(f"document {id!r} has a token that the vocabulary lacks")
+        if not 0 <= year <= 9999:
+            raise ValueError(f"document {id!r} is of the year {year}")
         counts = self._counts[split]
-        row = (counts["tokens"], nbytes, code, int(id.removeprefix(prefix + ":")))
+        row = (counts["tokens"], nbytes, code, int(id.removeprefix(prefix + ":")), year)
         self._files[split, "tokens"].write(tokens.astype(_TOKEN).tobytes())
         self._files[split, "documents"].write(np.array(row, _ROW).tobytes())
         counts["tokens"] += len(tokens)
@@ -234,7 +239,7 @@ class _Kind:
         index_shard = store.DOCUMENT_SHARD // store.DOCUMENT_PIECE
         self.dtype, self.row, self.shard, self.piece = {
             "tokens": ("uint16", (), store.TOKEN_SHARD, store.TOKEN_PIECE),
-            "documents": ("int64", (4,), store.DOCUMENT_SHARD, store.DOCUMENT_PIECE),
+            "documents": ("int64", (len(COLUMNS),), store.DOCUMENT_SHARD, store.DOCUMENT_PIECE),
             "index": ("int64", (), index_shard, index_shard),
         }[name]
 
