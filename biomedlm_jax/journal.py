@@ -42,7 +42,7 @@ class Journal:
         else:
             partial = file.with_name(file.name + ".partial")
             self._try(lambda: partial.write_text(self.text))
-            self._try(lambda: partial.rename(file))
+            self._try(lambda: partial.replace(file))
 
     def write(self, line: dict[str, Any]) -> None:
         text = json.dumps(line) + "\n"
