@@ -85,7 +85,7 @@ def reported() -> Iterator[None]:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         _end(USER_ERROR)
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         if leave is None:
             raise
         traceback.print_exc()

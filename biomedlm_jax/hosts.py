@@ -7,8 +7,7 @@ devices, so a wait can end and say who is missing.
 """
 
 import contextlib
-import ctypes
-import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -17,10 +16,6 @@ import math
 import os
 import platform
 import re
-import signal
-import socket
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,14 +24,13 @@ from typing import Any, Protocol
 import jax
 from jax._src import clusters, distributed
 
-from biomedlm_jax import entry, roll_call
+from biomedlm_jax import entry, pulses, roll_call
 from biomedlm_jax.config import Experiment, flat
-from biomedlm_jax.entry import HOST_LOST, PREEMPTED, HostLost, UserError
+from biomedlm_jax.entry import HostLost, UserError
+from biomedlm_jax.pulses import ADVICE, Group
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy")
 CLUSTERS = ("gketpu", "gcetpu", "slurm", "ompi")  # that JAX knows how to ask
-PULSE = "hosts/pulse/"
-FAILED, DONE = "failed", "done"  # the last pulse of a process
 
 # How a collective fails when another process is gone: gloo on CPU, NCCL on GPU, the coordination
 # service.
@@ -54,33 +48,9 @@ class Store(Protocol):
     vocabulary_sha256: str
 
 
-@dataclasses.dataclass
-class _Group:
-    """The processes of this run."""
-
-    names: list[str]  # of their hosts
-    index: int
-    coordinator: str
-    client: Any
-    wait_seconds: int
-    gathered: int = 0  # calls of `gather`, the same number everywhere
-    last_key: str = ""
-    pulses: dict[int, tuple[str, float]] = dataclasses.field(default_factory=dict)  # and since when
-    ending: str = ""
-    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-
-    @property
-    def period(self) -> float:
-        """Seconds between pulses."""
-        return min(2.0, self.wait_seconds / 10)
-
-    def named(self, indices: list[int]) -> str:
-        """process 1 (host b), process 3 (host d)"""
-        return ", ".join(f"process {i} (host {self.names[i]})" for i in indices)
-
-
-_group: _Group | None = None
-_on_abort: Any = None  # kept alive, for C calls it
+_group: Group | None = None
+_gathered = itertools.count(1)  # calls of `gather`, the same number everywhere
+_last_key = ""
 
 
 def connect(
@@ -142,10 +112,9 @@ def connect(
         shutdown_timeout_seconds=wait_seconds,
         **own,
     )
-    _group = _Group(names, process_id, coordinator, distributed.global_state.client, wait_seconds)
-    _end_well_on_abort(_group)
-    entry.leave = _leave
-    threading.Thread(target=_watch_pulses, args=[_group], daemon=True, name="pulses").start()
+    _group = Group(names, process_id, coordinator, distributed.global_state.client, wait_seconds)
+    pulses.start(_group)
+    entry.leave = functools.partial(pulses.leave, _group)
 
 
 def primary() -> bool:
@@ -168,23 +137,23 @@ def gather(name: str, value: str, seconds: int) -> list[str]:
     Raises:
       HostLost: some have not, after `seconds`.
     """
+    global _last_key
     if _group is None:
         return [value]
     group, deadline, pause = _group, time.monotonic() + seconds, 0.01
-    group.gathered += 1
-    prefix = f"hosts/{group.gathered}/{name}/"
+    prefix = f"hosts/{next(_gathered)}/{name}/"
     group.client.key_value_set(f"{prefix}{group.index}", value)
-    while len(found := _read(group, prefix)) < len(group.names):
+    while len(found := group.read(prefix)) < len(group.names):
         absent = [i for i in range(len(group.names)) if i not in found]
-        if time.monotonic() > deadline or any(i in absent for i in _failed(group)):
+        if time.monotonic() > deadline or any(i in absent for i in group.failed()):
             raise HostLost(
-                f"{group.named(absent)} did not come to {name!r} within {seconds} s; {_ADVICE}"
+                f"{group.named(absent)} did not come to {name!r} within {seconds} s; {ADVICE}"
             )
         time.sleep(pause)
         pause = min(2 * pause, 0.25)
-    if group.last_key:  # all have read it, or they would not be here
-        group.client.key_value_delete(group.last_key)
-    group.last_key = f"{prefix}{group.index}"
+    if _last_key:  # all have read it, or they would not be here
+        group.client.key_value_delete(_last_key)
+    _last_key = f"{prefix}{group.index}"
     return [found[i] for i in range(len(group.names))]
 
 
@@ -251,36 +220,21 @@ def naming_lost_hosts() -> Iterator[None]:
         while not (gone := silent()) and time.monotonic() < deadline:
             time.sleep(_group.period / 4)
         if gone:
-            message = f"{_group.named(gone)} no longer answers; {_ADVICE} ({reason})"
+            message = f"no answer from {_group.named(gone)}; {ADVICE} ({reason})"
         else:
-            message = (
-                f"a process has left a computation that all take part in; {_ADVICE} ({reason})"
-            )
+            message = f"a process has left a computation that all take part in; {ADVICE} ({reason})"
         raise HostLost(message) from error
 
 
 def silent() -> list[int]:
-    """The processes that have ended otherwise than well, or whose pulse is four periods late."""
-    if _group is None:
-        return []
-    late = time.monotonic() - 4 * _group.period
-    return [
-        i
-        for i, (value, since) in sorted(_group.pulses.items())
-        if value == FAILED or (value != DONE and since < late)
-    ]
+    """The processes that have ended otherwise than well, or have given no sign of life lately."""
+    return _group.silent() if _group else []
 
 
 def named(indices: list[int]) -> str:
     """process 1 (host b), process 3 (host d)"""
     assert _group is not None or not indices
     return _group.named(indices) if _group else ""
-
-
-_ADVICE = (
-    "its own output says why, if it could. Give the same command again on every host, and the run "
-    "goes on from its newest checkpoint"
-)
 
 
 def _cluster(seconds: int) -> tuple[str, int, int, list[int] | None] | None:
@@ -307,97 +261,3 @@ def _cluster(seconds: int) -> tuple[str, int, int, list[int] | None] | None:
     if local is None or re.fullmatch(r"1(\(x\d+\))?", each or ""):
         return coordinator, count, cluster.get_process_id(), None
     return coordinator, count, cluster.get_process_id(), [local]
-
-
-def _failed(group: _Group) -> list[int]:
-    return [i for i, (value, _) in group.pulses.items() if value == FAILED]
-
-
-def _read(group: _Group, prefix: str) -> dict[int, str]:
-    """{process: value} of the keys that begin with `prefix`."""
-    found = group.client.key_value_dir_get(prefix)
-    return {int(key.rpartition("/")[2]): value for key, value in found}
-
-
-def _pulse(group: _Group, value: str) -> None:
-    with group.lock:
-        value = group.ending or value  # the last word of this process is not overwritten
-        group.client.key_value_set(f"{PULSE}{group.index}", value, allow_overwrite=True)
-
-
-def _watch_pulses(group: _Group) -> None:
-    """A thread for the life of the process. Ends it when another one is gone for wait_seconds, for
-    on some platforms a computation that all take part in then hangs."""
-    last = time.monotonic()
-    for beat in itertools.count():
-        try:
-            _pulse(group, str(beat))
-            found = _read(group, PULSE)
-        except jax.errors.JaxRuntimeError:
-            return  # the service is gone, and JAX aborts for that
-        now = time.monotonic()
-        suspended = now - last > 4 * group.period  # this process, so it knows nothing of others
-        last = now
-        for i in range(len(group.names)):
-            value = found.get(i, "")
-            if suspended or i not in group.pulses or group.pulses[i][0] != value:
-                group.pulses[i] = (value, now)
-        gone = [
-            i
-            for i, (value, since) in group.pulses.items()
-            if value != DONE and now - since > group.wait_seconds
-        ]
-        if gone:
-            _die(f"{group.named(gone)} no longer answers, for {group.wait_seconds} s; {_ADVICE}")
-        time.sleep(group.period)
-
-
-def _leave(code: int) -> None:
-    """Says goodbye, before this process ends with `code`."""
-    group = _group
-    assert group is not None
-    group.ending = DONE if code in (0, PREEMPTED) else FAILED
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody is there to hear it
-        _pulse(group, group.ending)
-        if group.index == 0 and code:
-            # The store ends with this process, and others may still read in it why they end.
-            patience = group.wait_seconds if code == PREEMPTED else min(group.wait_seconds, 10)
-            deadline = time.monotonic() + patience
-            while time.monotonic() < deadline:
-                found, late = _read(group, PULSE), silent()
-                if all(
-                    found.get(i) in (DONE, FAILED) or i in late for i in range(len(group.names))
-                ):
-                    break
-                time.sleep(0.1)
-            time.sleep(0.1)
-
-
-def _end_well_on_abort(group: _Group) -> None:
-    """JAX aborts in a thread of its own when process 0 is gone, and Python has no say in it but as
-    a C signal handler. An abort for another reason goes on as one."""
-    global _on_abort
-
-    def aborted(number: int) -> None:
-        assert number == signal.SIGABRT
-        gone = silent()
-        if group.index:
-            host, _colon, port = group.coordinator.rpartition(":")
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-            except OSError:
-                gone = [0]
-        if gone:
-            _die(f"{group.named(gone)} no longer answers; {_ADVICE}")
-
-    _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
-    libc = ctypes.CDLL(None)
-    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    libc.signal(signal.SIGABRT, ctypes.cast(_on_abort, ctypes.c_void_p))
-
-
-def _die(message: str) -> None:
-    """From any thread: the main thread may never come back from a computation."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(HOST_LOST)

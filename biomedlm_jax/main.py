@@ -1,11 +1,16 @@
 """The command line: python -m biomedlm_jax.main --config=configs/<file>.py --workdir=DIR
 
 A setting is changed by --config.section.name=value. The same command again goes on where the run
-stopped. --validate_only checks the settings against each other, prints what the run would be, and
-allocates nothing; it opens no store and counts no devices.
+stopped. --validate_only checks the settings against each other, prints what the run would be and
+where each parameter would lie (of a mesh with -1, on --devices=N), and allocates nothing; it opens
+no store and counts no devices.
+
+Several hosts are one run: on Cloud TPU and under Slurm or Open MPI the same command on each is all;
+elsewhere each also has --coordinator=HOST:PORT of process 0, --processes and its --process_id.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -23,26 +28,45 @@ def main() -> None:
         raise UserError("--config is missing; for example --config=configs/demo.py")
     experiment = build(Experiment, given.config.to_dict())
     if given.validate_only:
-        print(description(experiment))
+        print(description(experiment, given.devices))
         return
     if given.workdir is None:
         raise UserError("--workdir is missing; the run's checkpoints and metrics go there")
-    from biomedlm_jax.train import fit  # JAX starts here, after the settings were found good
+    from biomedlm_jax import hosts, mesh  # JAX starts here, after the settings were found good
+    from biomedlm_jax.train import fit
 
+    hosts.connect(
+        given.coordinator,
+        given.processes,
+        given.process_id,
+        experiment.run.wait_seconds,
+        cpu_devices=lambda processes: mesh.cpu_devices(experiment.mesh, processes),
+    )
     fit(experiment, Path(given.workdir))
 
 
-def description(experiment: Experiment) -> str:
+def description(experiment: Experiment, devices: int | None = None) -> str:
     """What a run would be, from its settings alone: no model, no data.
 
+    devices: how many there would be; None is as many as the mesh has, where it does not have -1.
+
     Raises:
-      UserError: the mesh can not divide the model or the batch, however many devices there are.
+      UserError: the mesh can not divide the model or the batch, however many devices there are, or
+        does not give `devices`.
     """
-    from biomedlm_jax.mesh import check
+    from biomedlm_jax import sharding
+    from biomedlm_jax.mesh import check, sizes
     from biomedlm_jax.optimizer import schedule
 
     mesh = dataclasses.asdict(experiment.mesh)
     check(experiment, {axis: max(size, 1) for axis, size in mesh.items()})
+    if devices is None and -1 not in mesh.values():
+        devices = math.prod(mesh.values())
+    table = "not shown       where parameters lie, for config.mesh has -1; say --devices=N"
+    if devices is not None:
+        axes = sizes(experiment.mesh, devices)
+        check(experiment, axes)
+        table = sharding.table(experiment, axes)
 
     model, run, chosen = experiment.model, experiment.run, experiment.optimizer
     rate = schedule(experiment)
@@ -62,6 +86,7 @@ def description(experiment: Experiment) -> str:
             f"learning rate   {float(np.asarray(rate(step))):.5g} at step {step:,}"
             for step in steps
         ),
+        table,
     ]
     return "\n".join(lines)
 
@@ -70,4 +95,8 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "a file of configs/")
     flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, metrics, settings")
     flags.DEFINE_bool("validate_only", False, "check and describe, do not train")
+    flags.DEFINE_integer("devices", None, "with --validate_only: how many there would be", 1)
+    flags.DEFINE_string("coordinator", None, "of several processes: host:port of process 0")
+    flags.DEFINE_integer("processes", None, "how many there are")
+    flags.DEFINE_integer("process_id", None, "which of them this is, from 0")
     entry.run(main, check_arguments)

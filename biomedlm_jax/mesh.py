@@ -4,6 +4,8 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.extend.backend import clear_backends
 from jax.sharding import AxisType
 
@@ -72,25 +74,66 @@ def check(experiment: Experiment, axes: dict[str, int]) -> None:
             )
 
 
-def make(experiment: Experiment, devices: list | None = None) -> jax.sharding.Mesh:
-    """The mesh of a run, checked. CPU devices are made up: there are as many as are asked for, and
-    -1 asks for one.
+def cpu_devices(mesh: MeshConfig, processes: int) -> int:
+    """How many CPU devices each of several processes makes up, so that together they are as many as
+    the mesh has; -1 asks for as few as there can be.
 
     Raises:
-      UserError: see `sizes` and `check`.
+      UserError: the devices do not split over the processes.
+    """
+    given = dataclasses.asdict(mesh).values()
+    wanted = math.prod(size for size in given if size != -1)
+    if -1 in given:
+        return math.lcm(wanted, processes) // processes
+    if wanted % processes:
+        raise UserError(
+            f"config.mesh={dataclasses.asdict(mesh)} has {wanted} devices, which do not split over "
+            f"--processes={processes}; make one a multiple of the other"
+        )
+    return wanted // processes
+
+
+def make(experiment: Experiment, devices: list | None = None) -> jax.sharding.Mesh:
+    """The mesh of a run, checked, over the devices of all processes.
+
+    CPU devices are made up: there are as many as are asked for, and -1 asks for one (of several
+    processes see `hosts.connect`). Where TPUs are in several slices, between which the network is
+    slow, `data` spans the slices and the other axes stay inside.
+
+    Raises:
+      UserError: see `sizes` and `check`; or config.mesh.data does not divide over the slices.
     """
     if devices is None:
         devices = jax.devices()
         wanted = math.prod(max(size, 1) for size in dataclasses.asdict(experiment.mesh).values())
-        if devices[0].platform == "cpu" and wanted > len(devices):
+        alone = jax.process_count() == 1
+        if alone and devices[0].platform == "cpu" and wanted > len(devices):
             clear_backends()
             jax.config.update("jax_num_cpu_devices", wanted)
             devices = jax.devices()
     axes = sizes(experiment.mesh, len(devices))
     check(experiment, axes)
-    return jax.make_mesh(
-        tuple(axes.values()),
-        tuple(axes),
-        axis_types=(AxisType.Auto,) * len(axes),
-        devices=devices,
+    types = (AxisType.Auto,) * len(axes)
+    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    if slices == 1:
+        return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=devices)
+    return jax.sharding.Mesh(over_slices(axes, devices, slices), tuple(axes), axis_types=types)
+
+
+def over_slices(axes: dict[str, int], devices: list, slices: int) -> np.ndarray:
+    """The devices of several TPU slices as an array of the mesh's shape.
+
+    Raises:
+      UserError: config.mesh.data does not divide over the slices.
+    """
+    if axes["data"] % slices:
+        raise UserError(
+            f"config.mesh.data={axes['data']} does not divide over the {slices} slices that the "
+            f"{len(devices)} TPUs are in; a copy of the parameters stays inside a slice, so make "
+            f"it a multiple of {slices}"
+        )
+    inside = {**axes, "data": axes["data"] // slices}
+    between = {**dict.fromkeys(axes, 1), "data": slices}
+    return mesh_utils.create_hybrid_device_mesh(
+        tuple(inside.values()), tuple(between.values()), devices
     )

@@ -72,7 +72,7 @@ class Watchdog:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self._since))
         said = f"no sign of life for {time.time() - self._since:.0f} s: {self._what}, since {since}"
         if gone := hosts.silent():
-            said += f"; {hosts.named(gone)} no longer answers"
+            said += f"; no answer from {hosts.named(gone)}"
         where = "above"
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
         if self.file:
