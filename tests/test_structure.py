@@ -43,6 +43,7 @@ ORDER = [
     "pipeline.inspect",
     "checkpoint",
     "held_out",
+    "sample",
     "metrics",
     "train",
     "hf.names",
