@@ -47,6 +47,7 @@ ORDER = [
     "pipeline.inspect",
     "checkpoint",
     "held_out",
+    "sample",
     "metrics",
     "watch",
     "train",
