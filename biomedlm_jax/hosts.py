@@ -182,8 +182,8 @@ def agree(facts: dict[str, str], seconds: int) -> None:
         )
 
 
-def facts(experiment: Experiment, store: Store) -> dict[str, str]:
-    """What must be equal on all hosts, but for the path of the store."""
+def versions() -> dict[str, str]:
+    """Of Python, of what a run depends on, and of this package's own source."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -193,7 +193,12 @@ def facts(experiment: Experiment, store: Store) -> dict[str, str]:
     source = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         source.update(path.read_bytes())
-    found["biomedlm_jax of sha256"] = source.hexdigest()[:16]
+    return found | {"biomedlm_jax of sha256": source.hexdigest()[:16]}
+
+
+def facts(experiment: Experiment, store: Store) -> dict[str, str]:
+    """What must be equal on all hosts, but for the path of the store."""
+    found = versions()
     found["tokens of sha256"] = store.sha256[:16]
     found["vocabulary of sha256"] = store.vocabulary_sha256[:16]
     found["local devices"] = str(jax.local_device_count())

@@ -32,7 +32,10 @@ def main() -> None:
         return
     if given.workdir is None:
         raise UserError("--workdir is missing; the run's checkpoints and metrics go there")
-    from biomedlm_jax import hosts, mesh  # JAX starts here, after the settings were found good
+    import jax  # after the settings were found good
+    from etils import epath
+
+    from biomedlm_jax import hosts, mesh
     from biomedlm_jax.train import fit
 
     hosts.connect(
@@ -42,7 +45,10 @@ def main() -> None:
         experiment.run.wait_seconds,
         cpu_devices=lambda processes: mesh.cpu_devices(experiment.mesh, processes),
     )
-    fit(experiment, Path(given.workdir))
+    workdir = epath.Path(given.workdir)
+    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR names another
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
+    fit(experiment, workdir, profile_at=given.profile_at, wandb_project=given.wandb_project)
 
 
 def description(experiment: Experiment, devices: int | None = None) -> str:
@@ -96,6 +102,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, metrics, settings")
     flags.DEFINE_bool("validate_only", False, "check and describe, do not train")
     flags.DEFINE_integer("devices", None, "with --validate_only: how many there would be", 1)
+    flags.DEFINE_integer("profile_at", None, "a step; five from there on are profiled")
+    flags.DEFINE_string("wandb_project", None, "also report to Weights & Biases, as part of this")
     flags.DEFINE_string("coordinator", None, "of several processes: host:port of process 0")
     flags.DEFINE_integer("processes", None, "how many there are")
     flags.DEFINE_integer("process_id", None, "which of them this is, from 0")

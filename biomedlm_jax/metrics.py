@@ -208,6 +208,14 @@ class Writer:
             print(shown + left, flush=True)
         self.write(step, values)
 
+    @contextlib.contextmanager
+    def evaluation(self, step: int) -> Iterator[None]:
+        """Its time is no part of training's speed."""
+        start = time.perf_counter()
+        with self.clock.doing("evaluation"):
+            yield
+        self.event("evaluation", step, seconds=round(time.perf_counter() - start, 2))
+
     def held_out(self, step: int, scores: Scores) -> None:
         """What `held_out.Evaluator` found after `step` updates."""
         total = scores[TOTAL]

@@ -82,7 +82,7 @@ def beginnings(store: TokenStore, count: int, context: int) -> tuple[list[str], 
     ]
     ids = [
         document_id(SOURCE_OF_CODE[code], number)
-        for code, number in store.documents[chosen, 2:].tolist()
+        for code, number in store.documents[chosen, 2:4].tolist()
     ]
     return ids, [prompt.tolist() for prompt in prompts]
 

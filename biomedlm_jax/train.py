@@ -74,7 +74,8 @@ def fit(
         state = saves.latest(mesh) or started(experiment, mesh)
         first = int(state.step)
         writer = stack.enter_context(closing(Writer(workdir, experiment, first, wandb_project)))
-        writer.started(mesh)
+        if first < run.steps:
+            writer.started(mesh)
         for damaged in saves.damaged:
             writer.event("damaged", **damaged)
         if hosts.primary():
@@ -129,9 +130,8 @@ def fit(
 
             assert evaluate is not None
             assert held_out is not None
-            with writer.clock.doing("evaluation"), contextlib.suppress(Preempted):
-                scores = evaluate(state.scored, each)
-                writer.held_out(done, scores)
+            with contextlib.suppress(Preempted), writer.evaluation(done):
+                writer.held_out(done, evaluate(state.scored, each))
                 if run.sample_tokens:
                     writer.sample(done, continuations(experiment, mesh, state.scored, held_out))
 
@@ -185,3 +185,9 @@ def fit(
     if hosts.primary():
         plot(workdir)
     return state
+
+
+def started(experiment: Experiment, mesh: jax.sharding.Mesh) -> State:
+    """The state of step 0, each piece made where it is stored."""
+    shardings = steps.state_shardings(experiment, mesh)
+    return jax.jit(lambda: steps.init(experiment), out_shardings=shardings)()

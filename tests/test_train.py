@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from biomedlm_jax import checkpoint, held_out, step
+from biomedlm_jax import checkpoint, held_out, journal, step
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.pipeline.store_writer import StoreWriter
@@ -56,15 +56,36 @@ def test_a_run_leaves_what_people_look_for(uninterrupted):
         "grad_norm",
         "param_norm",
         "learning_rate",
+        "skipped",
+        "grad_norm/qkv",
+        "update_norm",
+        "update_norm/ln_f",
         "tokens_per_second",
-        "mfu",
+        "tokens_per_second_per_device",
+        "mfu_6n",
+        "mfu_6n_12ldt",
+        "step_seconds",
+        "data_wait",
+        "save_stall",
+        "goodput",
     } <= last.keys()
+    assert last["tokens_per_second"] == pytest.approx(8 * last["tokens_per_second_per_device"])
+    assert last["mfu_6n"] < last["mfu_6n_12ldt"]
+    assert 0 < last["goodput"] < 1
+    assert "tokens_per_second" not in first  # it was compiled, which is no speed
     assert [line["step"] for line in lines if "bits_per_byte" in line] == [0, 5, 10]
     assert last["loss"] < first["loss"] - 1
     assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
     board = EventAccumulator(str(workdir / "tensorboard")).Reload()
     shown = [(event.step, event.value) for event in board.Scalars("loss")]
     assert shown == [(x["step"], pytest.approx(x["loss"])) for x in lines if "loss" in x]
+    events = journal.read(epath.Path(workdir / "events.jsonl"))
+    assert [(event["event"], event["step"]) for event in events] == [
+        *[("start", 0), ("evaluation", 0), ("first_step", 1), ("save", 3)],
+        *[("evaluation", 5), ("save", 6), ("save", 9)],
+        *[("evaluation", 10), ("save", 10), ("end", 10)],
+    ]
+    assert set(events[2]["seconds"]) >= {"imports and hosts", "state", "compile", "first step"}
     kept = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert kept == [9, 10]
     _, params, done = checkpoint.load(workdir)
@@ -303,7 +324,10 @@ def test_validate_only_describes_the_published_run(tmp_path):
 
 def test_a_run_that_has_lost_its_numbers_stops_and_is_not_saved(experiment, tmp_path):
     wild = changed(experiment, optimizer__peak_lr=1e30, run__save_every=1)
-    with pytest.raises(UserError, match="param_norm is inf at step 2"):
+    with pytest.raises(
+        UserError,
+        match="param_norm is inf at step 2; no state from here on was saved. The last save is of step 1.",
+    ):
         fit(wild, tmp_path / "run")
     _, params, done = checkpoint.load(tmp_path / "run")
     assert done == 1
