@@ -11,7 +11,6 @@ elsewhere each also has --coordinator=HOST:PORT of process 0, --processes and it
 
 import dataclasses
 import math
-from pathlib import Path
 
 import numpy as np
 from absl import flags
