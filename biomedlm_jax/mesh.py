@@ -135,5 +135,8 @@ def over_slices(axes: dict[str, int], devices: list, slices: int) -> np.ndarray:
     inside = {**axes, "data": axes["data"] // slices}
     between = {**dict.fromkeys(axes, 1), "data": slices}
     return mesh_utils.create_hybrid_device_mesh(
-        tuple(inside.values()), tuple(between.values()), devices
+        tuple(inside.values()),
+        tuple(between.values()),
+        devices,
+        allow_split_physical_axes=True,  # as jax.make_mesh does
     )
