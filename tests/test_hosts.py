@@ -1,8 +1,9 @@
-"""The loader on one, two and four hosts: real processes with four devices between them.
+"""The loader and the evaluation on one, two and four hosts, real processes of four devices in all:
 
     python -m tests.test_hosts STORE OUTPUT ADDRESS PROCESSES INDEX
 
-is one of them. It writes what its devices hold of each batch, and which rows it read.
+is one of them. It writes what its devices hold of each batch, which rows it read, and the scores
+of held-out text.
 """
 
 import itertools
@@ -17,10 +18,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from biomedlm_jax.held_out import TOTAL, Evaluator
 from biomedlm_jax.pipeline.loader import Loader, blocks_of
 from biomedlm_jax.pipeline.store import TokenStore
+from tests.conftest import ROOT, TINY, on, started
 
-ROOT = Path(__file__).parent.parent
 DEVICES, BATCH, LENGTH, STEPS, AGAIN = 4, 8, 32, 12, 7
 CASES = list(itertools.product([(4, 1, 1), (1, 2, 2)], [(True, False), (False, True)]))
 
@@ -73,6 +75,11 @@ def host(store: str, output: str, address: str, processes: str, index: str) -> N
     # A sum over all hosts: the arrays are one array, not a copy on each of them.
     batch = loader(store, *CASES[0]).batch(0).tokens
     found["sum"] = np.array(jax.jit(jax.numpy.sum)(batch))
+    experiment, mesh = on(TINY, 1, DEVICES, 1)
+    evaluate = Evaluator(experiment, mesh, TokenStore(store, "heldout"))
+    scores = evaluate(started(experiment, mesh).params)
+    for part, score in scores.items():
+        found[f"score {part}"] = np.array([score.nats, score.labels, score.bytes])
     np.savez(f"{output}/{processes}-{index}.npz", **found)
     jax.distributed.shutdown()
 
@@ -176,6 +183,16 @@ def test_hosts_hold_one_array(hosts):
     sums = {int(held["sum"]) for parts in hosts[0].values() for held in parts}
     whole = assembled(hosts[0][1], 0, "through", 0, "tokens")
     assert sums == {int(whole.sum())}
+
+
+def test_scores_do_not_depend_on_the_hosts(hosts):
+    every = [held for parts in hosts[0].values() for held in parts]
+    names = [name for name in every[0] if name.startswith("score ")]
+    assert f"score {TOTAL}" in names
+    assert len(names) == 6  # all, one source, three years and none
+    for held in every:
+        for name in names:
+            np.testing.assert_allclose(held[name], every[0][name], rtol=1e-6)
 
 
 if __name__ == "__main__":

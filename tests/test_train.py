@@ -375,7 +375,7 @@ def test_held_out_table(uninterrupted, capsys):
     parts = [row[0] for row in words[3:] if row[0] != "the"]
     assert parts == ["abstract", "1999", "2000", "2001", "unknown"]
     (last,) = (x for x in metrics(uninterrupted[0]) if x["step"] == 10 and "bits_per_byte" in x)
-    years = {f"bits_per_byte/year_{year}" for year in parts[1:]}
+    years = {f"bits_per_byte/year_{year}" for year in parts[1:4]}  # 2 batches do not reach the last
     assert set(last) == {"step", "held_out_loss", "bits_per_byte", "bits_per_byte/abstract"} | years
     assert last["bits_per_byte"] == last["bits_per_byte/abstract"]
 
