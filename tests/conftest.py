@@ -30,6 +30,7 @@ from etils import epath  # noqa: E402
 from jax.sharding import NamedSharding  # noqa: E402
 
 from biomedlm_jax import config, mesh, step  # noqa: E402
+from biomedlm_jax.pipeline.store import UNKNOWN_YEAR  # noqa: E402
 from biomedlm_jax.pipeline.store_writer import StoreWriter  # noqa: E402
 from biomedlm_jax.pipeline.vocabulary import Vocabulary  # noqa: E402
 from data import documents  # noqa: E402
@@ -163,7 +164,8 @@ def vocabulary(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_store(vocabulary, tmp_path_factory) -> Callable[..., Path]:
-    """make_store(documents=40, heldout=4, seed=0): a token store of that many documents."""
+    """make_store(documents=40, heldout=4, seed=0): a token store of that many documents, of three
+    years and of none in turn."""
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary))
 
     def rows(documents: int, heldout: int, seed: int) -> Iterator[tuple]:
@@ -171,7 +173,8 @@ def make_store(vocabulary, tmp_path_factory) -> Callable[..., Path]:
             split = "heldout" if number >= documents else "train"
             text = " ".join(sentences(6, seed=1000 * seed + number))
             tokens = np.array([*pieces.encode(text), 1])
-            yield split, tokens, f"PMID:{number + 1}", "abstract", len(text.encode())
+            year = (1999, 2000, 2001, UNKNOWN_YEAR)[number % 4]
+            yield split, tokens, f"PMID:{number + 1}", "abstract", len(text.encode()), year
 
     def make(documents: int = 40, heldout: int = 4, seed: int = 0) -> Path:
         folder = tmp_path_factory.mktemp("store")

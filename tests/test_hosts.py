@@ -1,10 +1,12 @@
-"""The loader on one, two and four hosts: real processes with four devices between them.
+"""The loader and the evaluation on one, two and four hosts, real processes of four devices in all:
 
     python -m tests.test_hosts STORE OUTPUT ADDRESS PROCESSES INDEX
 
-is one of them. It writes what its devices hold of each batch, and which rows it read.
+is one of them. It writes what its devices hold of each batch, which rows it read, and, where there
+are SCORING of them, the scores of held-out text.
 """
 
+import dataclasses
 import itertools
 import os
 import socket
@@ -22,6 +24,7 @@ from biomedlm_jax.pipeline.store import TokenStore
 
 ROOT = Path(__file__).parent.parent
 DEVICES, BATCH, LENGTH, STEPS, AGAIN = 4, 8, 32, 12, 7
+SCORING = 2  # enough to see that no host needs all devices
 CASES = list(itertools.product([(4, 1, 1), (1, 2, 2)], [(True, False), (False, True)]))
 
 
@@ -38,8 +41,22 @@ def loader(store: str, shape: tuple[int, ...], form: tuple[bool, bool]) -> Loade
     )
 
 
+def scores(store: str) -> dict[str, np.ndarray]:
+    """Of a model as it begins, on all devices."""
+    from biomedlm_jax.held_out import Evaluator
+    from tests.conftest import TINY, on, started
+
+    experiment, mesh = on(TINY, 1, DEVICES, 1)
+    found = Evaluator(experiment, mesh, TokenStore(store, "heldout"))(
+        started(experiment, mesh).params
+    )
+    return {f"score {part}": np.array(dataclasses.astuple(x)) for part, x in found.items()}
+
+
 def host(store: str, output: str, address: str, processes: str, index: str) -> None:
     count = int(processes)
+    if count == SCORING:
+        import tests.conftest  # noqa: F401  it sets the number of devices, too
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES // count)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -73,6 +90,8 @@ def host(store: str, output: str, address: str, processes: str, index: str) -> N
     # A sum over all hosts: the arrays are one array, not a copy on each of them.
     batch = loader(store, *CASES[0]).batch(0).tokens
     found["sum"] = np.array(jax.jit(jax.numpy.sum)(batch))
+    if count == SCORING:
+        found |= scores(store)
     np.savez(f"{output}/{processes}-{index}.npz", **found)
     jax.distributed.shutdown()
 
@@ -176,6 +195,15 @@ def test_hosts_hold_one_array(hosts):
     sums = {int(held["sum"]) for parts in hosts[0].values() for held in parts}
     whole = assembled(hosts[0][1], 0, "through", 0, "tokens")
     assert sums == {int(whole.sum())}
+
+
+def test_scores_do_not_depend_on_the_hosts(hosts):
+    found, store = hosts
+    expected = scores(str(store))
+    assert len(expected) == 6  # all, one source, three years and none
+    for held in found[SCORING]:
+        for name, score in expected.items():
+            np.testing.assert_allclose(held[name], score, rtol=1e-6)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def test_documents_without_text(vocabulary, tmp_path):
     place = epath.Path(tmp_path / "store")
     texts = [[5, 6], [], [], [7, 8, 9], [], [10]]
     rows = (
-        ("train", np.array([*text, 1]), f"PMC:{n}", "full_text", len(text))
+        ("train", np.array([*text, 1]), f"PMC:{n}", "full_text", len(text), 2001)
         for n, text in enumerate(texts)
     )
     StoreWriter.of(place, place / "work", Vocabulary(vocabulary)).write_all(rows)

@@ -117,6 +117,10 @@ def test_going_on_gives_what_going_through_gave(store, separators, segment_ids):
     assert list(loader(store, **form).batches(9, 9)) == []
 
 
+def year_of(number: int) -> int:
+    return 2000 + number * 7 % 5
+
+
 def write(folder, lengths) -> list[list[int]]:
     """A store of documents with that many tokens before their end; their tokens, no two alike as
     far as there are."""
@@ -124,7 +128,14 @@ def write(folder, lengths) -> list[list[int]]:
     documents = [[next(numbers) for _ in range(length)] for length in lengths]
     model = Vocabulary(folder / "sentencepiece.model")
     rows = (
-        (split, np.array([*document, model.eos_id]), f"PMC:{number + 1}", "full_text", 10)
+        (
+            split,
+            np.array([*document, model.eos_id]),
+            f"PMC:{number + 1}",
+            "full_text",
+            10,
+            year_of(number),
+        )
         for split in store_format.SPLITS
         for number, document in enumerate(documents)
     )
@@ -164,16 +175,19 @@ def check(folder, documents, separators, segment_ids, length, batch=4):
                     assert found.segments[row].tolist() == [n - first for n in owners[here]]
             assert (found.segments is None) == (not segment_ids)
     split = TokenStore(folder, "heldout")
-    labels = []
+    labels, years = [], []
     for window in held_out(split, batch=batch, length=length, **form):
         assert window.tokens.shape == (batch, length)
-        labels += window.tokens[:, 1:][window.real].tolist()
+        real = window.group >= 0
+        labels += window.tokens[:, 1:][real].tolist()
+        years += split.groups[0][window.group[real], 1].tolist()
         if segment_ids:
             assert (np.diff(window.segments) >= 0).all()
         else:
             assert window.segments is None
-    scored = [t > 0 and (not segment_ids or owners[t] == owners[t - 1]) for t in range(len(tokens))]
-    assert labels == [token for token, real in zip(tokens, scored, strict=True) if real]
+    scored = [t for t in range(1, len(tokens)) if not segment_ids or owners[t] == owners[t - 1]]
+    assert labels == [tokens[t] for t in scored]
+    assert years == [year_of(owners[t]) for t in scored]
 
 
 @settings(max_examples=30)
@@ -235,7 +249,7 @@ def test_held_out_windows_label_every_token_once(store, batch, length, separator
     split = TokenStore(store, "heldout")
     form = dict(separators=separators, segment_ids=segment_ids)
     windows = held_out(split, batch=batch, length=length, **form)
-    labels = [window.tokens[:, 1:][window.real] for window in windows]
+    labels = [window.tokens[:, 1:][window.group >= 0] for window in windows]
     whole, documents = split.windows(np.array([0]), split.length(separators), separators)
     scored = np.diff(documents[0]) == 0 if segment_ids else slice(None)
     assert np.array_equal(np.concatenate(labels), whole[0, 1:][scored])

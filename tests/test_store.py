@@ -41,7 +41,10 @@ def many_shards(small_shards, tmp_path, vocabulary):
     texts = [draw.integers(2, 65536, n) for n in draw.integers(0, 90, 60)]
     texts[7] = draw.integers(2, 65536, 1000)
     texts = [np.append(text, 1) for text in texts]
-    rows = [("train", text, f"PMC:{n}", "full_text", 10) for n, text in enumerate(texts, 1)]
+    rows = [
+        ("train", text, f"PMC:{n}", "full_text", 10, 2000 + n % 3)
+        for n, text in enumerate(texts, 1)
+    ]
     writer_into(tmp_path / "store", vocabulary).write_all(rows)
     return tmp_path / "store", texts
 
@@ -69,9 +72,24 @@ def test_ids_are_those_of_the_tokens(many_shards):
         assert store.ids(start, 100) == expected
 
 
+def test_groups_are_sources_and_years(small_shards, tmp_path, vocabulary):
+    kinds = [("full_text", 2001), ("abstract", 2020), ("abstract", 0), ("full_text", 1987)] * 9
+    rows = [
+        ("train", np.array([5, 1]), store_format.document_id(source, n), source, 3, year)
+        for n, (source, year) in enumerate(kinds)
+    ]
+    writer_into(tmp_path, vocabulary).write_all(rows)
+    store = TokenStore(tmp_path, "train")
+    groups, of = store.groups
+    assert groups.tolist() == [[0, 0], [0, 2020], [1, 1987], [1, 2001]]
+    assert of.tolist() == [3, 1, 0, 2] * 9
+    assert store.documents[:, 4].tolist() == [year for _, year in kinds]
+
+
 def test_empty_split(many_shards):
     store = TokenStore(many_shards[0], "heldout")
-    assert (store.tokens, store.documents.shape, store.text_bytes) == (0, (0, 4), 0)
+    assert [part.shape for part in store.groups] == [(0, 2), (0,)]
+    assert (store.tokens, store.documents.shape, store.text_bytes) == (0, (0, 5), 0)
 
 
 def test_documents_are_read_when_asked_for(many_shards):
@@ -99,7 +117,7 @@ def test_windows_with_and_without_separators(lengths, length, vocabulary):
     """Against documents joined by hand."""
     draw = np.random.default_rng(len(lengths))
     texts = [np.append(draw.integers(2, 300, n), 1) for n in lengths]
-    rows = [("train", text, f"PMID:{n}", "abstract", 1) for n, text in enumerate(texts, 1)]
+    rows = [("train", text, f"PMID:{n}", "abstract", 1, 2001) for n, text in enumerate(texts, 1)]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         for name, size in SMALL.items():  # here and not in a fixture, which hypothesis would keep
             patch.setattr(store_format, name, size)
@@ -150,7 +168,7 @@ def test_pieces_do_not_matter(many_shards, vocabulary, tmp_path, cuts):
     for name, numbers in enumerate(np.split(np.arange(len(texts)), cuts)):
         with writer.piece(f"{name:05}") as piece:
             for n in numbers.tolist():
-                piece.append("train", texts[n], f"PMC:{n + 1}", "full_text", 10)
+                piece.append("train", texts[n], f"PMC:{n + 1}", "full_text", 10, 2000 + (n + 1) % 3)
         pieces[f"{name:05}"] = piece.summary()
     items = writer.create(pieces)
     assert writer.create(pieces) == items
@@ -171,13 +189,15 @@ def test_writer_refuses(tmp_path, vocabulary, monkeypatch):
         StoreWriter.of(epath.Path(tmp_path), epath.Path(tmp_path), Vocabulary(vocabulary))
     with writer_into(tmp_path, vocabulary, size=400).piece("all") as piece:
         with pytest.raises(ValueError, match="does not end with the eos token"):
-            piece.append("train", np.array([5, 6]), "PMID:1", "abstract", 1)
+            piece.append("train", np.array([5, 6]), "PMID:1", "abstract", 1, 2001)
         with pytest.raises(ValueError, match="an eos token before its end"):
-            piece.append("train", np.array([5, 1, 6, 1]), "PMID:1", "abstract", 1)
+            piece.append("train", np.array([5, 1, 6, 1]), "PMID:1", "abstract", 1, 2001)
         with pytest.raises(ValueError, match="begins PMID:"):
-            piece.append("train", np.array([5, 1]), "PMC:1", "abstract", 1)
+            piece.append("train", np.array([5, 1]), "PMC:1", "abstract", 1, 2001)
         with pytest.raises(ValueError, match="a token that the vocabulary lacks"):
-            piece.append("train", np.array([400, 1]), "PMID:1", "abstract", 1)
+            piece.append("train", np.array([400, 1]), "PMID:1", "abstract", 1, 2001)
+        with pytest.raises(ValueError, match="is of the year -1"):
+            piece.append("train", np.array([5, 1]), "PMID:1", "abstract", 1, -1)
 
 
 def test_unfinished_is_no_store(store, tmp_path):
@@ -190,7 +210,7 @@ def test_unfinished_is_no_store(store, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 1}, "is of format 1, this code reads 2"),
+        ({"format": 2}, "is of format 2, this code reads 3; write the store again"),
         ({"splits": None}, "is not the manifest of a token store"),
         ({"vocabulary": {"size": 3}}, "is not the manifest of a token store"),
     ],

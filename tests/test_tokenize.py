@@ -36,7 +36,8 @@ OPTIONS = {"train_bytes": 10**9, "character_coverage": 0.999}
 def write_texts(folder, texts, heldout_per_mille=200):
     def made(number, text):
         prefix, source = ("PMC", "full_text") if number % 3 == 0 else ("PMID", "abstract")
-        return Document(f"{prefix}:{number}", source, "2001", "eng", "CC-BY", text)
+        date = ("2001-03", "1998", "")[number % 5 % 3]
+        return Document(f"{prefix}:{number}", source, date, "eng", "CC-BY", text)
 
     found = (made(number, text) for number, text in enumerate(texts, start=1))
     return write_documents(folder, found, heldout_per_mille)
@@ -175,6 +176,7 @@ class TestTokenize:
                 assert vocabulary.decode(tokens) == document.text
                 assert store.ids(start, length) == [document.id]
                 assert row[1] == len(document.text.encode())
+                assert row[4] == (document.year or 0)
             assert store.text_bytes == sum(len(d.text.encode()) for d in expected.values())
         assert not read_all(corpus, "train").keys() & read_all(corpus, "heldout").keys()
 

@@ -375,8 +375,7 @@ def test_held_out_score_counts_every_byte_once(separators, segment_ids, uninterr
     split = TokenStore(store, "heldout")
     experiment, devices = on(experiment, 2, 1, 1)
     params = jax.device_put(params, step.state_shardings(experiment, devices).params)
-    evaluate = step.eval_step(experiment, devices, groups=1)
-    found = held_out.score(experiment, devices, evaluate, params, split, rows=8)
+    found = held_out.Evaluator(experiment, devices, split)(params)[held_out.TOTAL]
     vocabulary = Vocabulary(split.vocabulary_path)
     documents = [vocabulary.encode(text) for text in held_out.text(split)]
     first = [document[0] for document in documents[: None if segment_ids else 1]]
@@ -386,6 +385,21 @@ def test_held_out_score_counts_every_byte_once(separators, segment_ids, uninterr
     assert found.bytes == split.text_bytes - unscored
     assert sum(len(text.encode()) for text in held_out.text(split)) == split.text_bytes
     assert 0 < found.bits_per_byte < 8
+
+
+def test_held_out_table(uninterrupted, capsys):
+    """Beside xz, by source, and by year in rising order; the run wrote the same names."""
+    held_out.main(uninterrupted[0])
+    words = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert words[0][:3] == ["4", "held-out", "documents,"]
+    assert " ".join(words[1][:4]) == "model at step 10"
+    assert words[2][:2] == ["xz", "-9e"]
+    parts = [row[0] for row in words[3:] if row[0] != "the"]
+    assert parts == ["abstract", "1999", "2000", "2001", "unknown"]
+    (last,) = (x for x in metrics(uninterrupted[0]) if x["step"] == 10 and "bits_per_byte" in x)
+    years = {f"bits_per_byte/year_{year}" for year in parts[1:4]}  # 2 batches do not reach the last
+    assert set(last) == {"step", "held_out_loss", "bits_per_byte", "bits_per_byte/abstract"} | years
+    assert last["bits_per_byte"] == last["bits_per_byte/abstract"]
 
 
 def test_a_run_on_packed_documents_ends_as_if_it_had_not_stopped(experiment, tmp_path):
@@ -402,8 +416,8 @@ def test_a_run_on_packed_documents_ends_as_if_it_had_not_stopped(experiment, tmp
 def test_held_out_text_that_is_no_label_is_refused(experiment, vocabulary, tmp_path):
     """Documents of one token, of which none has another of its own before it."""
     place = epath.Path(tmp_path / "store")
-    rows = [("train", np.full(400, 5), "PMID:1", "abstract", 9)]
-    rows += [("heldout", np.array([5, 1]), f"PMID:{n}", "abstract", 9) for n in range(2, 5)]
+    rows = [("train", np.full(400, 5), "PMID:1", "abstract", 9, 2001)]
+    rows += [("heldout", np.array([5, 1]), f"PMID:{n}", "abstract", 9, 2001) for n in range(2, 5)]
     rows[0][1][-1] = 1
     StoreWriter.of(place, place / "work", Vocabulary(vocabulary)).write_all(rows)
     settings = dict(data__store=str(place), data__separators=False, data__segment_ids=True)
