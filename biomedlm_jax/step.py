@@ -124,12 +124,13 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Callable:
         norm = grad_norms[""]
         finite = jnp.isfinite(nats) & jnp.isfinite(norm)
         directions, opt_state = tx.update(clip(grads, norm, chosen), state.opt_state, state.params)
-        lr = rate(state.step)
+        lr = jnp.asarray(rate(state.step))
         updates = jax.tree.map(lambda x: -lr * x, directions)
         params = cast(dict, optax.apply_updates(state.params, updates))
         average = state.average
         if average is not None:
-            average = optax.incremental_update(params, average, 1 - chosen.ema_decay)
+            moved = optax.incremental_update(params, average, 1 - chosen.ema_decay)
+            average = cast(dict, moved)
         new = State(state.step, jnp.int32(-1), params, opt_state, average)
         kept = jax.tree.map(partial(jnp.where, finite), new, state)
         after = dataclasses.replace(kept, step=state.step + 1, skipped=kept.skipped + 1)

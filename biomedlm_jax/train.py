@@ -92,7 +92,7 @@ def fit(
         stacks = None if str(workdir).startswith("gs://") else Path(workdir) / "stacks.txt"
         watchdog = stack.enter_context(closing(Watchdog(run.hang_seconds, stacks)))
         preemption = stack.enter_context(closing(Preemption()))
-        profiler = stack.enter_context(closing(Profiler(workdir / "profile", profile_at)))
+        profiler = stack.enter_context(closing(Profiler(str(workdir / "profile"), profile_at)))
         judge = Judge(run, loader.documents, writer.event)
         looks = itertools.count()  # the same on every process
         stop = False
