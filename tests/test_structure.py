@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 
 ORDER = [
     "entry",
+    "lock",
     "config",
     "layout",
     "mesh",
@@ -41,6 +42,9 @@ ORDER = [
     "pipeline.tasks",
     "pipeline.loader",
     "pipeline.inspect",
+    "hosts",
+    "checksums",
+    "saves",
     "checkpoint",
     "held_out",
     "metrics",
@@ -60,6 +64,7 @@ ORDER = [
     "benchmarks.times",
     "benchmarks.report",
     "benchmarks.kernels",
+    "benchmarks.saves",
 ]
 PACKAGE = ROOT / "biomedlm_jax"
 SOURCES = [*PACKAGE.rglob("*.py"), *(ROOT / "data").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]
