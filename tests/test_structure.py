@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 
 ORDER = [
     "entry",
+    "lock",
     "config",
     "roll_call",
     "pulses",
@@ -45,6 +46,9 @@ ORDER = [
     "pipeline.tasks",
     "pipeline.loader",
     "pipeline.inspect",
+    "hosts",
+    "checksums",
+    "saves",
     "checkpoint",
     "held_out",
     "sample",
@@ -68,6 +72,7 @@ ORDER = [
     "benchmarks.times",
     "benchmarks.report",
     "benchmarks.kernels",
+    "benchmarks.saves",
 ]
 PACKAGE = ROOT / "biomedlm_jax"
 SOURCES = [*PACKAGE.rglob("*.py"), *(ROOT / "data").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]

@@ -274,17 +274,6 @@ def test_a_save_that_was_cut_is_passed_over(experiment, uninterrupted, tmp_path)
     assert equal(jax.device_get(fit(experiment, workdir)), uninterrupted[1])
 
 
-def test_a_damaged_save_is_named(experiment, uninterrupted, tmp_path):
-    workdir = shutil.copytree(uninterrupted[0], tmp_path / "run")
-    for path in (workdir / "checkpoints/10/state").rglob("*"):
-        if path.is_file() and path.stat().st_size > 1000:
-            path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"checkpoint 10 in .* can not be read; put its folder"):
-        fit(experiment, workdir)
-    (workdir / "checkpoints/10").rename(tmp_path / "damaged")
-    assert equal(jax.device_get(fit(experiment, workdir)), uninterrupted[1])
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
