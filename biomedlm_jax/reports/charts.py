@@ -112,11 +112,15 @@ def plot(
         for step in _thinned(steps, end):
             right.append(_tick(100 * step / end, top, _ROW - 4, colour))
     bottom = below + (8 + len(rows) * _ROW if rows else 0)
-    right += _steps(end, bottom)
+    right += _steps(end, bottom, most=5 if height > 150 else 2)
     right += _notes(curves, end, height, form)
     parts = [f"{c.name} from {form(c.points[0][1])} to {form(c.points[-1][1])}" for c in curves]
     parts += [f"{name} at {len(steps)} steps" for name, steps, _ in rows if steps]
-    described = {"class": "plot", "role": "img", "aria-label": "; ".join(parts)}
+    described = {
+        "class": "plot marked" if rows else "plot",
+        "role": "img",
+        "aria-label": "; ".join(parts),
+    }
     names = [E.svg({"width": "100%", "height": str(bottom + 24)}, *side) for side in (left, right)]
     return E.div(described, *names)
 
@@ -249,10 +253,10 @@ def _notes(
     return parts
 
 
-def _steps(end: int, y: float) -> list[Any]:
+def _steps(end: int, y: float, most: int) -> list[Any]:
     """Round numbers of steps, below the plot."""
     parts = []
-    for step in _round_values(0, end, 5):
+    for step in _round_values(0, end, most):
         if step == int(step):
             place = 100 * step / end
             anchor = "start" if place < 4 else "end" if place > 96 else "middle"

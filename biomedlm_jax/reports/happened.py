@@ -36,7 +36,7 @@ def details(event: Line, lost: int | None = None) -> str:
             if "processes" in known:
                 place += f", processes: {known['processes']}"
             if lost is not None:
-                place += f"; {lost:,} steps were done before and not kept" if lost else ""
+                place += f"; at least {lost:,} steps before it were not kept" if lost else ""
             return place.lstrip("; ")
         case "first_step" if isinstance(known.get("seconds"), dict):
             parts = {k: x for k, x in known["seconds"].items() if finite(x)}
@@ -78,7 +78,7 @@ def _rows(record: Record) -> list[tuple[str, list[str]]]:
 
 
 def _table(rows: list[list[str]]) -> Any:
-    shown = table(HEAD, rows[-ROWS:], right=[2])
+    shown = table(HEAD, rows[-ROWS:], right=[2], unbroken=[0, 1, 3])
     if len(rows) > ROWS:
         shown.addprevious(notes([f"The last {ROWS:,} of {len(rows):,}."]))
     return shown

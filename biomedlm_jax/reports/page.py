@@ -66,14 +66,21 @@ def grid(drawings: Sequence[Any], kind: str) -> Any:
     return E.div({"class": kind}, *drawings)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[int] = ()) -> Any:
-    """right: the columns that hold numbers. A wide table moves by itself, by keyboard too, and the
-    page stays in its place."""
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    right: Sequence[int] = (),
+    unbroken: Sequence[int] = (),
+) -> Any:
+    """right: the columns that hold numbers. unbroken: those whose cells stay on one line. A
+    wide table moves by itself, by keyboard too, and the page stays in its place."""
 
     def cell(make: Any, value: Any, column: int, **more: str) -> Any:
         words = written(value, None)
         long = any(len(word) > _WORD for word in words.split())
-        kind = "number" if column in right else "long" if long else ""
+        kind = "long" if long else "unbroken" if column in unbroken else ""
+        kind = "number" if column in right else kind
         return make(words, {"class": kind} if kind else {}, **more)
 
     names = (cell(E.th, name, column, scope="col") for column, name in enumerate(head))
@@ -143,7 +150,7 @@ p, li {{ overflow-wrap: anywhere; }}
 .under {{ color: var(--soft); margin: 0.3rem 0 1rem; }}
 nav {{ display: flex; flex-wrap: wrap; gap: 0.2rem 1rem; font-size: 0.9rem; }}
 .notes {{ color: var(--soft); font-size: 0.9rem; padding-left: 1.2rem; }}
-.figures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr));
+.figures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(12rem, 45%), 1fr));
   gap: 0.7rem; margin: 1.2rem 0; }}
 .figures div {{ border: 1px solid var(--line); border-radius: 6px; padding: 0.6rem 0.8rem;
   background: var(--raised); }}
@@ -158,7 +165,8 @@ figcaption {{ margin-bottom: 0.3rem; }}
 .legend {{ display: flex; flex-wrap: wrap; gap: 0 1.2rem; margin-bottom: 0.3rem; }}
 .legend i {{ display: inline-block; width: 0.9rem; height: 0.25rem; border-radius: 2px;
   margin-right: 0.4rem; vertical-align: middle; print-color-adjust: exact; }}
-.plot {{ display: grid; grid-template-columns: 4.6rem minmax(0, 1fr); gap: 0.5rem; }}
+.plot {{ display: grid; grid-template-columns: 2.9rem minmax(0, 1fr); gap: 0.5rem; }}
+.marked {{ grid-template-columns: 4rem minmax(0, 1fr); }}
 .plot > svg:first-child {{ color: var(--soft); }}
 svg {{ display: block; overflow: visible; font-size: 12px; font-variant-numeric: tabular-nums; }}
 svg text {{ fill: var(--soft); }} figure > svg text {{ fill: var(--ink); font-size: 13px; }}
@@ -176,17 +184,18 @@ table {{ border-collapse: collapse; font-size: 0.9rem; width: 100%; }}
 th, td {{ padding: 0.28rem 0.9rem 0.28rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }}
 .long {{ overflow-wrap: anywhere; min-width: 11rem; }}
-.number {{ text-align: right; white-space: nowrap; }}
+.number {{ text-align: right; }} .number, .unbroken {{ white-space: nowrap; width: 1%; }}
 th {{ color: var(--soft); font-weight: 600; }}
 tr {{ break-inside: avoid; }}
 summary {{ cursor: pointer; margin: 0.5rem 0; }}
 .settings {{ columns: 17rem; column-gap: 2rem; }}
-.settings > div {{ break-inside: avoid; }} dl {{ margin: 0 0 1rem; font-size: 0.9rem; }}
+.settings > div {{ break-inside: avoid; }} .settings h3 {{ margin-top: 0; }}
+dl {{ margin: 0 0 1.2rem; font-size: 0.9rem; }}
 dl div {{ display: flex; justify-content: space-between; gap: 1rem;
   border-bottom: 1px solid var(--line); padding: 0.15rem 0; }}
 dt {{ color: var(--soft); }} dd {{ margin: 0; text-align: right; overflow-wrap: anywhere; }}
 @media (max-width: 30rem) {{ table {{ font-size: 0.8rem; }} th, td {{ padding-right: 0.5rem; }}
-  .plot {{ grid-template-columns: 3.9rem minmax(0, 1fr); }} svg {{ font-size: 11px; }} }}
+  svg {{ font-size: 11px; }} .unbroken {{ white-space: normal; }} }}
 @media print {{
   :root {{ color-scheme: light; --ink: #000; --soft: #333; --page: #fff; --line: #bbb;
     --track: #e6eaee; --raised: #fff; --link: #000; {_LIGHT} }}

@@ -17,6 +17,9 @@ from biomedlm_jax.checkpoint import Claim, read_claim
 Line = dict[str, Any]
 Points = list[tuple[int, float]]
 
+# Events whose step is how far the run was. A damaged save may be of a later one.
+PROGRESS = ("start", "first_step", "save", "evaluation", "spike", "skipped", "preempted", "end")
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -36,8 +39,9 @@ class Record:
     @property
     def step(self) -> int:
         """The last one that anything is known of."""
-        starts = [at for at, event in enumerate(self.events) if event["event"] == "start"]
-        since = self.events[starts[-1] :] if starts else []  # before it, steps may have been lost
+        events = self.of(*PROGRESS)
+        starts = [at for at, event in enumerate(events) if event["event"] == "start"]
+        since = events[starts[-1] :] if starts else []  # before it, steps may have been lost
         return max([line["step"] for line in [*self.train, *self.evaluations, *since]], default=0)
 
     def of(self, *kinds: str) -> list[Line]:
@@ -129,9 +133,9 @@ def _manifest(store: str, notes: list[str]) -> Line | None:
         if isinstance(found, dict):
             return found
         notes.append(f"{file} is no manifest of a token store: no data card.")
-    # gcsfs has errors of its own for a bucket that is not to be read, all of OSError.
-    except OSError as error:
-        notes.append(f"The token store is not reachable ({file}: {error.strerror or error}).")
     except ValueError:
         notes.append(f"{file} is damaged: no data card.")
+    except Exception as error:  # of many classes, on gs:// also those of its client and of HTTP
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        notes.append(f"The token store is not reachable ({file}: {reason}): no data card.")
     return None

@@ -7,7 +7,7 @@ from typing import Any
 from biomedlm_jax.config import flat
 from biomedlm_jax.metrics import duration
 from biomedlm_jax.reports import happened, page, times
-from biomedlm_jax.reports.charts import Curve, bars, columns, number, percent, plot, written
+from biomedlm_jax.reports.charts import Curve, bars, columns, legend, number, percent, plot, written
 from biomedlm_jax.reports.page import Section, figure, figures, grid, notes, table, text
 from biomedlm_jax.reports.record import Line, Record, finite, series
 
@@ -77,19 +77,19 @@ def learning(record: Record) -> list[Any]:
         Curve("held out", series(record.evaluations, "held_out_loss"), 1, dots=True),
     ]
     found = _figure("Loss, nats per token", losses, end, height=300, logarithmic=True)
-    pair = _figure("Learning rate", [Curve("rate", series(train, "learning_rate"), 3)], end)
+    few = _figure("Learning rate", [Curve("rate", series(train, "learning_rate"), 3)], end)
     norms = [
         Curve("gradient", series(train, "grad_norm"), 0),
         Curve("update", series(train, "update_norm"), 5),
     ]
     clip = record.claim.experiment.optimizer.clip_norm
-    caption = f"Norm of the gradient, before it is clipped to {number(clip)}, and of the update"
-    pair += _figure(caption, norms, end, logarithmic=True)
+    caption = f"Norms of gradient (clipped at {number(clip)}) and update"
+    few += _figure(caption, norms, end, logarithmic=True)
     size = [Curve("parameters", series(train, "param_norm"), 6)]
-    pair += _figure("Norm of the parameters", size, end)
+    few += _figure("Norm of the parameters", size, end)
     skipped = [Curve("left out", series(train, "skipped"), 4)]
     if any(value for _, value in skipped[0].points):
-        pair += _figure("Updates left out in a row", skipped, end)
+        few += _figure("Updates left out in a row", skipped, end)
     small = []
     for layer in [*LAYERS, *_other_layers(train)]:
         curves = [
@@ -97,11 +97,11 @@ def learning(record: Record) -> list[Any]:
             Curve("update", series(train, f"update_norm/{layer}"), 5),
         ]
         name = LAYERS.get(layer, layer)
-        small += _figure(name, curves, end, height=110, logarithmic=True, keys=not small)
-    if pair:
-        found.append(grid(pair, "two"))
+        small += _figure(name, curves, end, height=110, logarithmic=True, keys=False)
+    if few:
+        found.append(grid(few, "two" if len(few) % 3 else "three"))
     if small:
-        found += [page.heading("Norms by kind of layer"), grid(small, "three")]
+        found += [page.heading("Norms by kind of layer"), legend(norms), grid(small, "three")]
     return found or [text("The run has left no metrics of training.")]
 
 
@@ -163,7 +163,8 @@ def speed(record: Record) -> list[Any]:
     if pair:
         found.append(grid(pair, "two"))
     if memory := series(train, "device_memory_bytes"):
-        found.append(text(f"Most memory in use on a device: {max(x for _, x in memory):,.0f} B."))
+        most = max(value for _, value in memory)
+        found.append(text(f"Most memory in use on a device: {most / 1e9:.2f} GB."))
     return found or [text("The run has left no metrics of its speed.")]
 
 
@@ -228,7 +229,9 @@ def environment(record: Record) -> list[Any]:
         if len(places) > 1:
             where = ", ".join(f"{step:,}" for step in steps[:10])
             found.append(page.heading(f"Started at step {where}"))
-        found.append(table(["", ""], [[_plain(name), value] for name, value in shown.items()]))
+        found.append(
+            table(["what", "value"], [[_plain(name), value] for name, value in shown.items()])
+        )
     return found
 
 
@@ -236,7 +239,7 @@ def data(record: Record) -> list[Any]:
     claim, manifest = record.claim, record.manifest
     found = [text(f"Store: {claim.experiment.data.store}")]
     rows = [["training tokens", claim.tokens_sha256], ["vocabulary", claim.vocabulary_sha256]]
-    hashes = table(["sha256 of what the run was trained on", ""], rows)
+    hashes = table(["trained on", "sha256"], rows, unbroken=[0])
     if manifest is None:
         return [*found, text("Its manifest could not be read, so only hashes are known."), hashes]
     splits, vocabulary = manifest.get("splits"), manifest.get("vocabulary")

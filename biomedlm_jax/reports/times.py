@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 
-from biomedlm_jax.reports.record import Line, Record, finite
+from biomedlm_jax.reports.record import PROGRESS, Line, Record, finite
 
 TRAINING, WAITING, SAVES = "training", "waiting for data", "saves"
 EVALUATION, COMPILING, STARTING = "evaluation", "compiling", "starting"
@@ -25,7 +25,7 @@ class Process:
 def processes(record: Record) -> list[Process]:
     starts = [at for at, event in enumerate(record.events) if event["event"] == "start"]
     found = []
-    for at, following in zip(starts, [*starts[1:], None], strict=True):
+    for at, following in itertools.pairwise([*starts, len(record.events)]):
         events = record.events[at:following]
         begin, ready, compiling, starting = float(events[0]["time"]), None, 0.0, 0.0
         for event in events:
@@ -45,7 +45,8 @@ def lost_steps(record: Record) -> dict[int, int]:
     far as events tell."""
     found, runs = {}, processes(record)
     for place in range(1, len(runs)):
-        furthest = max(event["step"] for event in runs[place - 1].events)
+        events = runs[place - 1].events
+        furthest = max(event["step"] for event in events if event["event"] in PROGRESS)
         found[place] = max(0, furthest - runs[place].events[0]["step"])
     return found
 
@@ -80,7 +81,7 @@ def budget(record: Record) -> dict[str, float] | None:
         if finite(seconds) and not any(a < event["time"] <= b for a, b in gaps):
             parts[name] += float(seconds)
 
-    last, after = record.events[-1], 0.0
+    last, after = record.of(*PROGRESS)[-1], 0.0
     for line, seconds in intervals(record):
         waiting, saving = (_share(line, name) for name in ("data_wait", "save_stall"))
         parts[WAITING] += seconds * waiting
