@@ -46,7 +46,6 @@ ORDER = [
     "pipeline.tasks",
     "pipeline.loader",
     "pipeline.inspect",
-    "hosts",
     "checksums",
     "saves",
     "checkpoint",
