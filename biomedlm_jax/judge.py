@@ -55,7 +55,7 @@ class Judge:
             return
         if wrong := [f"{name} is {x}" for name, x in values.items() if not _finite(x)]:
             raise UserError(
-                f"{', '.join(wrong)} at step {step}; no state from here on was saved. "
+                f"{', '.join(wrong[:3])} at step {step}; no state from here on was saved. "
                 f"{_last(saved)}. Lower config.optimizer.peak_lr"
             )
         self._spike(step, values["loss"])

@@ -313,7 +313,7 @@ def test_validate_only_describes_the_published_run(tmp_path):
 
 def test_a_run_that_has_lost_its_numbers_stops_and_is_not_saved(experiment, tmp_path):
     wild = changed(experiment, optimizer__peak_lr=1e30, run__save_every=1)
-    said = r"param_norm is inf at step 2; no state from here on was saved\. The last save is of"
+    said = r"param_norm is inf, .* at step 2; no state from here on was saved\. The last save is of"
     with pytest.raises(UserError, match=said + " step 1"):
         fit(wild, tmp_path / "run")
     _, params, done = checkpoint.load(tmp_path / "run")
