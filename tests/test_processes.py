@@ -13,8 +13,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from biomedlm_jax import hosts, roll_call
-from biomedlm_jax.entry import HostLost, UserError
+from biomedlm_jax import entry, hosts, roll_call
+from biomedlm_jax.entry import HostLost, Preempted, UserError
 from biomedlm_jax.pipeline.store import TokenStore
 from tests.conftest import TINY, changed
 
@@ -168,6 +168,17 @@ def test_a_cluster_is_asked_who_is_there(monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     with pytest.raises(UserError, match="Open MPI started several processes"):
         hosts._cluster(1)
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [(Preempted("stopped"), 75), (HostLost("gone"), 76), (UserError("no"), 2)]
+)
+def test_each_end_has_its_exit_code(end, code, capsys):
+    with pytest.raises(SystemExit) as found, entry.reported():
+        raise end
+    assert found.value.code == code
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (("stopped\n", "") if code == 75 else ("", f"error: {end}\n"))
 
 
 def test_alone_there_is_nobody_to_wait_for(store):
