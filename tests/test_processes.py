@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax._src import clusters
 
 from biomedlm_jax import entry, hosts, roll_call
 from biomedlm_jax.entry import HostLost, Preempted, UserError
@@ -179,6 +180,32 @@ def test_each_end_has_its_exit_code(end, code, capsys):
     assert found.value.code == code
     said = capsys.readouterr()
     assert (said.out, said.err) == (("stopped\n", "") if code == 75 else ("", f"error: {end}\n"))
+
+
+@pytest.mark.parametrize(
+    ("message", "lost"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [10.0.0.2]:21163", True),
+        ("UNKNOWN: Gloo context initialization failed: UNAVAILABLE: Socket closed", True),
+        (
+            "INTERNAL: NCCL operation failed: remote process exited or there was a network error",
+            True,
+        ),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes", False),
+    ],
+)
+def test_a_computation_that_another_process_left_is_known_by_its_error(message, lost):
+    assert hosts.lost(jax.errors.JaxRuntimeError(message)) == lost
+    assert not hosts.lost(RuntimeError(message))
+
+
+def test_a_cloud_tpu_that_can_not_ask_says_so(monkeypatch):
+    def unreachable() -> bool:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(clusters.GceTpuCluster, "is_env_present", unreachable)
+    with pytest.raises(UserError, match=r"no route.*TPU_SKIP_MDS_QUERY=1"):
+        hosts._cluster(1)
 
 
 def test_alone_there_is_nobody_to_wait_for(store):
