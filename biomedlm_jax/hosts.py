@@ -246,7 +246,14 @@ def _cluster(seconds: int) -> tuple[str, int, int, list[int] | None] | None:
     """Coordinator, number of processes, id of this one and which devices it has (None is all), as
     the cluster says; None where this process is alone."""
     kinds = [c for c in clusters.ClusterEnv._cluster_types if c.name in CLUSTERS]
-    cluster = next((c for c in kinds if c.is_env_present()), None)
+    try:
+        cluster = next((c for c in kinds if c.is_env_present()), None)
+    except OSError as error:
+        raise UserError(
+            f"the metadata server of this Cloud TPU does not say which other hosts there are "
+            f"({error}); set TPU_SKIP_MDS_QUERY=1 where there is none, or give each host "
+            "--coordinator=HOST:PORT, --processes and --process_id"
+        ) from error
     if cluster is None:
         if os.environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
             raise UserError(

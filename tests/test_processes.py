@@ -12,9 +12,10 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax._src import clusters
 
-from biomedlm_jax import hosts, roll_call
-from biomedlm_jax.entry import HostLost, UserError
+from biomedlm_jax import entry, hosts, roll_call
+from biomedlm_jax.entry import HostLost, Preempted, UserError
 from biomedlm_jax.pipeline.store import TokenStore
 from tests.conftest import TINY, changed
 
@@ -167,6 +168,43 @@ def test_a_cluster_is_asked_who_is_there(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     with pytest.raises(UserError, match="Open MPI started several processes"):
+        hosts._cluster(1)
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [(Preempted("stopped"), 75), (HostLost("gone"), 76), (UserError("no"), 2)]
+)
+def test_each_end_has_its_exit_code(end, code, capsys):
+    with pytest.raises(SystemExit) as found, entry.reported():
+        raise end
+    assert found.value.code == code
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (("stopped\n", "") if code == 75 else ("", f"error: {end}\n"))
+
+
+@pytest.mark.parametrize(
+    ("message", "lost"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [10.0.0.2]:21163", True),
+        ("UNKNOWN: Gloo context initialization failed: UNAVAILABLE: Socket closed", True),
+        (
+            "INTERNAL: NCCL operation failed: remote process exited or there was a network error",
+            True,
+        ),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes", False),
+    ],
+)
+def test_a_computation_that_another_process_left_is_known_by_its_error(message, lost):
+    assert hosts.lost(jax.errors.JaxRuntimeError(message)) == lost
+    assert not hosts.lost(RuntimeError(message))
+
+
+def test_a_cloud_tpu_that_can_not_ask_says_so(monkeypatch):
+    def unreachable() -> bool:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(clusters.GceTpuCluster, "is_env_present", unreachable)
+    with pytest.raises(UserError, match=r"no route.*TPU_SKIP_MDS_QUERY=1"):
         hosts._cluster(1)
 
 
