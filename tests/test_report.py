@@ -356,7 +356,7 @@ KINDS = [*record.PROGRESS, "damaged", "host_lost", HOSTILE]
     ),
     samples=st.lists(st.tuples(st.text(), st.text(), st.text()), max_size=3),
 )  # fmt: skip
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_whatever_is_in_the_files_there_is_a_page(run_folder, metrics, events, samples):
     lines = [{"step": 1, "loss": 2.0} | line for line in metrics]
     write_lines(run_folder / "metrics.jsonl", lines + [{"held_out_loss": 2, **x} for x in lines])

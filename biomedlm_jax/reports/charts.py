@@ -239,15 +239,15 @@ def _notes(
     most = max(len(curve.points) for curve in curves)
     count = min(most, 60 if height > 150 else 24)
     width, parts = 100 / count, []
+    steps = [[step for step, _ in curve.points] for curve in curves]
     for place in range(count):
-        middle, words, steps = (place + 0.5) * end / count, [], []
-        for curve in curves:
-            right = bisect.bisect([step for step, _ in curve.points], middle)
+        middle, words = (place + 0.5) * end / count, []
+        for curve, known in zip(curves, steps, strict=True):
+            right = bisect.bisect(known, middle)
             near = curve.points[max(0, right - 1) : right + 1]
             step, value = min(near, key=lambda point: abs(point[0] - middle))
             if abs(step - middle) <= max(end / count, end / most):
                 words.append(f"{curve.name} {form(value)} (step {step:,})")
-                steps.append(step)
         if words:
             parts.append(_rect(place * width, 8, width, height, "note", "\n".join(words)))
     return parts
