@@ -76,6 +76,10 @@ def events() -> list[dict]:
     def process(first: int, last: int) -> None:
         nonlocal now
         found.append({**start, "time": now + 15, "step": first})
+        if not first:  # as the run does at step 0, within the time up to the first step
+            now += 18
+            add("evaluation", 0, seconds=1.0)
+            now -= 18
         now += 92
         add("first_step", first + 1, seconds=seconds)
         for step in range(first + 10, last + 1, 10):
@@ -249,8 +253,8 @@ class TestTimes:
         assert parts[times.WAITING] == pytest.approx(0.01 * seconds, rel=0.01)
         assert parts[times.TRAINING] == pytest.approx(0.985 * seconds, rel=0.01)
         assert parts[times.COMPILING] == 3 * 70
-        assert parts[times.STARTING] == 3 * 22
-        assert parts[times.EVALUATION] == 20 * 9  # none of those that were done twice
+        assert parts[times.STARTING] == 3 * 22 - 1
+        assert parts[times.EVALUATION] == 20 * 9 + 1  # none of those that were done twice
         assert parts[times.SAVES] == 8 * 3
         # 73 reports and 3 evaluations after the save at 1,000, 400 s and 600 s of nothing
         assert parts[times.LOST] == 73 * 20 + 3 * 9 + 400 + 600

@@ -35,6 +35,10 @@ def processes(record: Record) -> list[Process]:
                 compiling = parts.pop("compile", 0.0)
                 starting, ready = sum(parts.values()), float(event["time"])
                 begin = min(begin, ready - compiling - starting)  # it was imported before
+                # What was evaluated before the first step is in these parts too.
+                early = events[: events.index(event)]
+                evaluated = sum(_seconds(x, "seconds") for x in early if x["event"] == "evaluation")
+                starting = max(0.0, starting - evaluated)
                 break
         found.append(Process(events, begin, ready, compiling, starting))
     return found
@@ -77,9 +81,9 @@ def budget(record: Record) -> dict[str, float] | None:
         parts[STARTING] += run.starting
     for event in record.of("save", "evaluation"):
         name = SAVES if event["event"] == "save" else EVALUATION
-        seconds = event.get("stall_seconds" if name == SAVES else "seconds")
-        if finite(seconds) and not any(a < event["time"] <= b for a, b in gaps):
-            parts[name] += float(seconds)
+        seconds = _seconds(event, "stall_seconds" if name == SAVES else "seconds")
+        if not any(a < event["time"] <= b for a, b in gaps):
+            parts[name] += seconds
 
     last, after = record.of(*PROGRESS)[-1], 0.0
     for line, seconds in intervals(record):
@@ -115,6 +119,10 @@ def goodput(record: Record) -> float | None:
     parts = budget(record)
     whole = sum(parts.values()) if parts else 0
     return parts[TRAINING] / whole if parts and whole else None
+
+
+def _seconds(event: Line, name: str) -> float:
+    return max(0.0, float(event[name])) if finite(event.get(name)) else 0.0
 
 
 def _share(line: Line, name: str) -> float:
