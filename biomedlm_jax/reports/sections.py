@@ -121,7 +121,7 @@ def held_out(record: Record) -> list[Any]:
     }
     sources = {name: x for name, x in parts.items() if not re.fullmatch(r"year_\d{4}", name)}
     curves = [Curve("all", series(record.evaluations, BITS), 0, dots=True)]
-    for place, name in enumerate(sorted(sources)[:6]):
+    for place, name in enumerate(sorted(sources)[:6] if len(sources) > 1 else []):
         points = series(record.evaluations, f"{BITS}/{name}")
         curves.append(Curve(_plain(name), points, 1 + place, dots=True))
     found = _figure("Bits per byte", curves, record.step, logarithmic=True)
@@ -224,11 +224,13 @@ def environment(record: Record) -> list[Any]:
             places.append((shown, [start["step"]]))
     if not places:
         return [text("No start of the run is recorded.")]
-    found = []
+    found, before = [], {}
     for shown, steps in places:
         if len(places) > 1:
             where = ", ".join(f"{step:,}" for step in steps[:10])
-            found.append(page.heading(f"Started at step {where}"))
+            rest = ", what was not as before" if before else ""
+            found.append(page.heading(f"Started at step {where}{rest}"))
+        before, shown = shown, {k: v for k, v in shown.items() if before.get(k) != v}
         found.append(
             table(["what", "value"], [[_plain(name), value] for name, value in shown.items()])
         )
