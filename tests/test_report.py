@@ -12,7 +12,7 @@ import lxml.etree as etree
 import lxml.html
 import pytest
 from etils import epath
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from biomedlm_jax import report
@@ -383,6 +383,7 @@ class TestDrawings:
     @given(
         st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=30), st.booleans(), st.integers(0, 99)
     )
+    @example([1.0, 2.2e-311], True, 0)
     def test_a_curve_stays_in_its_plot(self, values, logarithmic, end):
         points = [(step, value) for step, value in enumerate(values)]
         drawing = charts.plot([Curve("x", points, 0, dots=True)], end, logarithmic=logarithmic)
