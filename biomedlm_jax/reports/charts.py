@@ -113,7 +113,7 @@ def plot(
         for step in _thinned(steps, end):
             right.append(_tick(100 * step / end, top, _ROW - 4, colour))
     bottom = below + (8 + len(rows) * _ROW if rows else 0)
-    right += _steps(end, bottom, most=5 if height > 150 else 2)
+    right += _steps(end, bottom, most=5 if height > 200 else 2)
     right += _notes(curves, end, height, form)
     parts = [f"{c.name} from {form(c.points[0][1])} to {form(c.points[-1][1])}" for c in curves]
     parts += [f"{name} at {len(steps)} steps" for name, steps, _ in rows if steps]

@@ -77,19 +77,21 @@ def learning(record: Record) -> list[Any]:
         Curve("held out", series(record.evaluations, "held_out_loss"), 1, dots=True),
     ]
     found = _figure("Loss, nats per token", losses, end, height=300, logarithmic=True)
-    few = _figure("Learning rate", [Curve("rate", series(train, "learning_rate"), 3)], end)
+    few = _figure(
+        "Learning rate", [Curve("rate", series(train, "learning_rate"), 3)], end, height=190
+    )
     norms = [
         Curve("gradient", series(train, "grad_norm"), 0),
         Curve("update", series(train, "update_norm"), 5),
     ]
     clip = record.claim.experiment.optimizer.clip_norm
     caption = f"Norms of gradient (clipped at {number(clip)}) and update"
-    few += _figure(caption, norms, end, logarithmic=True)
+    few += _figure(caption, norms, end, height=190, logarithmic=True)
     size = [Curve("parameters", series(train, "param_norm"), 6)]
-    few += _figure("Norm of the parameters", size, end)
+    few += _figure("Norm of the parameters", size, end, height=190)
     skipped = [Curve("left out", series(train, "skipped"), 4)]
     if any(value for _, value in skipped[0].points):
-        few += _figure("Updates left out in a row", skipped, end)
+        few += _figure("Updates left out in a row", skipped, end, height=190)
     small = []
     for layer in [*LAYERS, *_other_layers(train)]:
         curves = [
