@@ -12,13 +12,13 @@ import lxml.etree as etree
 import lxml.html
 import pytest
 from etils import epath
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from biomedlm_jax import report
 from biomedlm_jax.checkpoint import Claim
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.reports import charts, happened, record, sections, times
+from biomedlm_jax.reports import charts, happened, page, record, sections, times
 from biomedlm_jax.reports.charts import Curve
 from tests.conftest import TINY, changed
 
@@ -383,6 +383,7 @@ class TestDrawings:
     @given(
         st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=30), st.booleans(), st.integers(0, 99)
     )
+    @example([1.0, 2.2e-311], True, 0)
     def test_a_curve_stays_in_its_plot(self, values, logarithmic, end):
         points = [(step, value) for step, value in enumerate(values)]
         drawing = charts.plot([Curve("x", points, 0, dots=True)], end, logarithmic=logarithmic)
@@ -415,3 +416,13 @@ class TestDrawings:
     def test_times_that_no_calendar_has(self):
         assert happened.when(BEGAN) == "2023-11-14 22:13:20"
         assert happened.when(1e20) == "1e+20"
+
+
+def test_of_a_later_start_only_what_changed_is_shown(empty):
+    start = {"event": "start", "time": 1.0, "step": 0, "devices": 8, "versions": {"jax": "1.0"}}
+    other = {**start, "step": 20, "versions": {"jax": "1.1"}}
+    made = record_of(empty, events=[start, {**start, "step": 10}, other])
+    made_page = page.page("t", "", [page.Section("x", sections.environment(made))])
+    shown = words(lxml.html.document_fromstring(made_page))
+    assert "Started at step 0, 10 what value devices 8 versions jax 1.0" in shown
+    assert "Started at step 20, what was not as before what value versions jax 1.1" in shown

@@ -21,6 +21,7 @@ E: Any = ElementMaker()
 LONGEST = 300  # characters of a name or a reason
 _POINTS = 400  # of a curve; beyond, each is the mean of several, in a band from least to most
 _WIDE = 1000  # units of a plot's own width
+_SMALLEST = 1e-30  # of 1 and of the largest, on a logarithmic scale
 _ROW = 18  # pixels of a row of events
 
 
@@ -82,13 +83,13 @@ def plot(
 ) -> Any:
     """Curves over the steps 0 to `end`.
 
-    logarithmic: the scale of values, where all are positive.
+    logarithmic: the scale of values, where all are positive and none is next to nothing.
     rules: steps with a line from top to bottom.
     rows: (name, steps, colour) of what is marked below the plot.
     """
     curves = [curve for curve in curves if curve.points]
     values = [value for curve in curves for _, value in curve.points]
-    logarithmic = logarithmic and min(values) > 0
+    logarithmic = logarithmic and min(values) > _SMALLEST * max(1.0, *values)
     low, high, ticks = _scale(min(values), max(values), logarithmic, height)
     end = max(end, 1, *(curve.points[-1][0] for curve in curves))
 
@@ -112,7 +113,7 @@ def plot(
         for step in _thinned(steps, end):
             right.append(_tick(100 * step / end, top, _ROW - 4, colour))
     bottom = below + (8 + len(rows) * _ROW if rows else 0)
-    right += _steps(end, bottom, most=5 if height > 150 else 2)
+    right += _steps(end, bottom, most=5 if height > 200 else 2)
     right += _notes(curves, end, height, form)
     parts = [f"{c.name} from {form(c.points[0][1])} to {form(c.points[-1][1])}" for c in curves]
     parts += [f"{name} at {len(steps)} steps" for name, steps, _ in rows if steps]

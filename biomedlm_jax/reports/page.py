@@ -200,7 +200,9 @@ dt {{ color: var(--soft); }} dd {{ margin: 0; text-align: right; overflow-wrap: 
   :root {{ color-scheme: light; --ink: #000; --soft: #333; --page: #fff; --line: #bbb;
     --track: #e6eaee; --raised: #fff; --link: #000; {_LIGHT} }}
   body {{ font-size: 10.5pt; }} main {{ max-width: none; padding: 0; }} nav {{ display: none; }}
-  .wide {{ overflow: visible; }} h2, h3 {{ break-after: avoid; }}
+  .wide {{ overflow: visible; }} h2, h3, blockquote {{ break-after: avoid; }}
+  .three {{ grid-template-columns: repeat(3, minmax(0, 1fr)); }}
+  .figures {{ grid-template-columns: repeat(4, 1fr); }}
   rect, i {{ print-color-adjust: exact; -webkit-print-color-adjust: exact; }}
 }}
 """

@@ -136,6 +136,6 @@ def _manifest(store: str, notes: list[str]) -> Line | None:
     except ValueError:
         notes.append(f"{file} is damaged: no data card.")
     except Exception as error:  # of many classes, on gs:// also those of its client and of HTTP
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        notes.append(f"The token store is not reachable ({file}: {reason}): no data card.")
+        reason = type(error).__name__
+        notes.append(f"The token store is not reachable ({reason}: {file}): no data card.")
     return None

@@ -77,19 +77,21 @@ def learning(record: Record) -> list[Any]:
         Curve("held out", series(record.evaluations, "held_out_loss"), 1, dots=True),
     ]
     found = _figure("Loss, nats per token", losses, end, height=300, logarithmic=True)
-    few = _figure("Learning rate", [Curve("rate", series(train, "learning_rate"), 3)], end)
+    few = _figure(
+        "Learning rate", [Curve("rate", series(train, "learning_rate"), 3)], end, height=190
+    )
     norms = [
         Curve("gradient", series(train, "grad_norm"), 0),
         Curve("update", series(train, "update_norm"), 5),
     ]
     clip = record.claim.experiment.optimizer.clip_norm
     caption = f"Norms of gradient (clipped at {number(clip)}) and update"
-    few += _figure(caption, norms, end, logarithmic=True)
+    few += _figure(caption, norms, end, height=190, logarithmic=True)
     size = [Curve("parameters", series(train, "param_norm"), 6)]
-    few += _figure("Norm of the parameters", size, end)
+    few += _figure("Norm of the parameters", size, end, height=190)
     skipped = [Curve("left out", series(train, "skipped"), 4)]
     if any(value for _, value in skipped[0].points):
-        few += _figure("Updates left out in a row", skipped, end)
+        few += _figure("Updates left out in a row", skipped, end, height=190)
     small = []
     for layer in [*LAYERS, *_other_layers(train)]:
         curves = [
@@ -121,7 +123,7 @@ def held_out(record: Record) -> list[Any]:
     }
     sources = {name: x for name, x in parts.items() if not re.fullmatch(r"year_\d{4}", name)}
     curves = [Curve("all", series(record.evaluations, BITS), 0, dots=True)]
-    for place, name in enumerate(sorted(sources)[:6]):
+    for place, name in enumerate(sorted(sources)[:6] if len(sources) > 1 else []):
         points = series(record.evaluations, f"{BITS}/{name}")
         curves.append(Curve(_plain(name), points, 1 + place, dots=True))
     found = _figure("Bits per byte", curves, record.step, logarithmic=True)
@@ -224,11 +226,13 @@ def environment(record: Record) -> list[Any]:
             places.append((shown, [start["step"]]))
     if not places:
         return [text("No start of the run is recorded.")]
-    found = []
+    found, before = [], {}
     for shown, steps in places:
         if len(places) > 1:
             where = ", ".join(f"{step:,}" for step in steps[:10])
-            found.append(page.heading(f"Started at step {where}"))
+            rest = ", what was not as before" if before else ""
+            found.append(page.heading(f"Started at step {where}{rest}"))
+        before, shown = shown, {k: v for k, v in shown.items() if before.get(k) != v}
         found.append(
             table(["what", "value"], [[_plain(name), value] for name, value in shown.items()])
         )
