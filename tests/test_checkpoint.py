@@ -300,12 +300,12 @@ def test_a_folder_that_is_removed_during_the_run(experiment, run, tmp_path):
 # ---- Lock -----------------------------------------------------------------------------------
 
 HOLD = """
-import os, sys
+import os, sys, time
 from biomedlm_jax.lock import Lock
 with Lock(sys.argv[1]):
     if os.fork() == 0:
-        os.close(1)  # a child that outlives its parent, as one of a pool may
-        sys.stdin.read()
+        os.close(0), os.close(1)  # a child that outlives its parent, as one of a pool may
+        time.sleep(5)
         os._exit(0)
     print("held", flush=True)
     sys.stdin.readline()
@@ -326,9 +326,7 @@ def test_the_second_run_in_a_folder_is_refused(tmp_path):
         first.stdin.write("\n")
         first.stdin.flush()
         assert first.stdout.read() == ""
-        first.send_signal(0)
-        while first.poll() is None:
-            pass
+        first.wait()
         with Lock(tmp_path / "run") as held:
             held.check()
             with pytest.raises(UserError, match=f"process {os.getpid()} on"):
