@@ -5,6 +5,7 @@
 #   make bench-data CORPUS=DIR    speed beside peers, memory, cost as the corpus grows
 #   make compilers                what compiles for TPUs and GPUs that are not here, 1 GB
 #   make bench-kernels            attention on each chip beside peers: static cycles, GPU times
+#   make bench-saves              saves and restores of the 125M state, beside the disk's own speed
 #   make lint                     ruff and pyright;  make golden: renew tests/golden
 #   make clean                    caches;  make clean-runs: also every model that demo and small made
 
@@ -18,7 +19,7 @@ TESTS := $(VENV)/bin/python -m pytest -n $(CPUS) --dist worksteal
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: setup demo small test test-slow bench-data compilers bench-kernels lint golden clean clean-runs
+.PHONY: setup demo small test test-slow bench-data compilers bench-kernels bench-saves lint golden clean clean-runs
 
 setup: $(VENV)/.installed
 
@@ -60,6 +61,9 @@ compilers: $(VENV)/.compilers
 # Peers' figures are of the JAX that Python 3.12 has; the record names the versions it was made with.
 bench-kernels: $(KERNELS_VENV)/.compilers
 	$(KERNELS_VENV)/bin/python -m biomedlm_jax.benchmarks.kernels --output=$(RUNS)/bench-kernels
+
+bench-saves: setup
+	$(VENV)/bin/python -m biomedlm_jax.benchmarks.saves --output=$(RUNS)/bench-saves
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -42,7 +42,8 @@ def _on_this_host(array: jax.Array) -> bool:
 
 
 def _of_host(array: jax.Array | np.ndarray) -> int:
-    if isinstance(array, np.ndarray):
+    if not isinstance(array, jax.Array):
+        array = np.asarray(array)
         return int(_partial(array, array.shape, tuple(slice(None) for _ in array.shape)))
     copies: dict[int, np.uint32] = {}
     for shard in array.addressable_shards:

@@ -17,7 +17,7 @@ import uuid
 import weakref
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import tensorstore as ts
 from etils import epath
@@ -57,8 +57,6 @@ class Lock:
 
 
 class _File:
-    held: "ClassVar[weakref.WeakSet[_File]]" = weakref.WeakSet()
-
     def __init__(self, workdir: epath.Path):
         self.workdir, self.path = workdir, Path(workdir).absolute() / FILE
         self.descriptor, self.made = -1, False
@@ -82,14 +80,14 @@ class _File:
                     os.close(descriptor)
             os.ftruncate(self.descriptor, 0)
             os.write(self.descriptor, json.dumps(_holder()).encode())
-        self.held.add(self)
+        _held.add(self)
 
     def check(self) -> None:
         if not _same(self.descriptor, self.path):
             raise _gone(self.workdir)
 
     def release(self) -> None:
-        self.held.discard(self)
+        _held.discard(self)
         if _same(self.descriptor, self.path):
             self.path.unlink()
         os.close(self.descriptor)
@@ -99,9 +97,12 @@ class _File:
                 self.path.parent.rmdir()
 
 
+_held: "weakref.WeakSet[_File]" = weakref.WeakSet()
+
+
 def _forget() -> None:
     """In a child by fork: a lock lasts until every copy of its descriptor is closed."""
-    for lock in _File.held:
+    for lock in _held:
         os.close(lock.descriptor)
 
 

@@ -37,17 +37,21 @@ def damage() -> Iterator[None]:
     the machine is at fault: then a UserError, for the save may be whole."""
     try:
         yield
-    except (DamagedError, MemoryError, jax.errors.JaxRuntimeError):
+    except DamagedError:
         raise
     except Exception as error:  # a damaged file can break the readers anywhere
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        passing = isinstance(error, (PermissionError, ConnectionError, TimeoutError))
-        if passing or PASSING.search(f"{type(error).__name__} {error}"):
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # orbax wraps what tensorstore says
+            cause = cause.__cause__
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+        memory = isinstance(cause, (MemoryError, jax.errors.JaxRuntimeError))
+        passing = isinstance(cause, (PermissionError, ConnectionError, TimeoutError))
+        if memory or passing or PASSING.search(reason):
             raise UserError(
                 "a checkpoint can not be read now, which says nothing about whether it is whole; "
                 f"remove the cause and give the same command again: {reason}"
             ) from error
-        raise DamagedError(f"{type(error).__name__}: {reason}") from error
+        raise DamagedError(reason) from error
 
 
 def read_position(folder: epath.Path, step: int) -> dict[str, Any]:
