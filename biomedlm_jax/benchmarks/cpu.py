@@ -225,7 +225,9 @@ def main() -> None:
         serve(given.side)
         return
     output = Path(given.output)
-    if missing := [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]:
+    if missing := [
+        name for name in ("torch", "transformers") if not importlib.util.find_spec(name)
+    ]:
         raise entry.UserError(
             f"{', '.join(missing)} is not installed, so there is nothing to compare with; "
             "requirements-dev.txt has it for Python 3.11"
