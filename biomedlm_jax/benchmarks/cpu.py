@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -126,9 +125,8 @@ def pytorch(experiment: Experiment) -> Callable[[], float]:
 
     torch.set_num_threads(math.prod(dataclasses.astuple(experiment.mesh)))
     chosen = experiment.optimizer
-    described = save.config(experiment.model, eos_id=0)
-    eager = {"attn_implementation": described.pop("attn_implementation")}
-    model = transformers.GPT2LMHeadModel._from_config(transformers.GPT2Config(**described), **eager)
+    described = transformers.GPT2Config.from_dict(save.config(experiment.model, eos_id=0))
+    model = transformers.GPT2LMHeadModel(described)  # "eager", as the exported folder says
     tensors = {
         name: torch.tensor(array)
         for name, array in names.to_hf(weights(experiment), experiment.model)
@@ -240,6 +238,7 @@ def main() -> None:
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
+        "memory": os.environ.get("GLIBC_TUNABLES", ""),  # the same for both sides
         "experiment": dataclasses.asdict(EXPERIMENT),
         "parameters": EXPERIMENT.model.parameters,
         "steps": given.steps,
