@@ -4,6 +4,7 @@
 #   make test                     the tests;  make test-slow: with those over 20 seconds
 #   make bench-data CORPUS=DIR    speed beside peers, memory, cost as the corpus grows
 #   make compilers                what compiles for TPUs and GPUs that are not here, 1 GB
+#   make bench-cpu                a training step on this CPU beside PyTorch's
 #   make bench-kernels            attention on each chip beside peers: static cycles, GPU times
 #   make bench-saves              saves and restores of the 125M state, beside the disk's own speed
 #   make lint                     ruff and pyright;  make golden: renew tests/golden
@@ -18,8 +19,11 @@ CPUS := $(shell nproc 2>/dev/null || echo 2)
 TESTS := $(VENV)/bin/python -m pytest -n $(CPUS) --dist worksteal
 
 export JAX_PLATFORMS ?= cpu
+# Huge pages: XLA:CPU takes the memory of a step anew for each one, and in pages of 4 KiB the system
+# spends a sixth of the processor time of training on handing it out.
+small bench-cpu: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: setup demo small test test-slow bench-data compilers bench-kernels bench-saves lint golden clean clean-runs
+.PHONY: setup demo small test test-slow test-faults bench-data bench-cpu bench-saves compilers bench-kernels lint golden clean clean-runs
 
 setup: $(VENV)/.installed
 
@@ -64,6 +68,9 @@ bench-kernels: $(KERNELS_VENV)/.compilers
 
 bench-saves: setup
 	$(VENV)/bin/python -m biomedlm_jax.benchmarks.saves --output=$(RUNS)/bench-saves
+
+bench-cpu: setup
+	$(VENV)/bin/python -m biomedlm_jax.benchmarks.cpu --output=$(RUNS)/bench-cpu
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -40,6 +40,7 @@ class Model:
         "pallas_tpu",
         "pallas_gpu",
         "cudnn",
+        "cpu",
         "reference",
         "pallas_tpu_interpret",
         "pallas_gpu_interpret",

@@ -118,7 +118,7 @@ LARGE = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("impl", ["reference", "pallas_tpu_interpret"])
+@pytest.mark.parametrize("impl", ["reference", "cpu", "pallas_tpu_interpret"])
 def test_result_and_gradients_are_those_of_the_formula(impl, case):
     check(impl, 2, *case)
 
@@ -141,7 +141,7 @@ def test_any_shape(length, heads, head_dim, mean_segment, rate):
     check("pallas_tpu_interpret", 1, length, heads, head_dim, "float32", mean_segment, rate)
 
 
-@pytest.mark.parametrize("impl", ["reference", "pallas_tpu_interpret"])
+@pytest.mark.parametrize("impl", ["reference", "cpu", "pallas_tpu_interpret"])
 def test_the_mask_is_the_same_to_the_bit(impl):
     """With unit vectors for values a row of the result is a row of weights."""
     length, size, rate = 256, 128, 0.3
@@ -155,7 +155,7 @@ def test_the_mask_is_the_same_to_the_bit(impl):
         np.testing.assert_array_equal(np.asarray(weights > 0), wanted & seen)
 
 
-@pytest.fixture(params=["reference", "pallas_tpu_interpret", "streaming"])
+@pytest.fixture(params=["reference", "cpu", "pallas_tpu_interpret", "streaming"])
 def impl_of_any_length(request, monkeypatch) -> str:
     """Also the kernels of long sequences, for short ones in small blocks."""
     if request.param != "streaming":
@@ -191,7 +191,7 @@ def test_fused_is_the_same(impl_of_any_length, head_dim):
     np.testing.assert_allclose(dbias.reshape(sums.shape), sums, atol=2e-6 * np.abs(sums).max())
 
 
-@pytest.mark.parametrize("impl", ["reference", "pallas_tpu_interpret"])
+@pytest.mark.parametrize("impl", ["reference", "cpu", "pallas_tpu_interpret"])
 def test_packed_is_unpacked(impl):
     """Documents in one row give the results and gradients that each gives alone."""
     lengths = [100, 1, 27, 128]
@@ -205,7 +205,7 @@ def test_packed_is_unpacked(impl):
             np.testing.assert_allclose(x[:, start:end], y, atol=2e-6)
 
 
-@pytest.mark.parametrize("impl", ["reference", "pallas_tpu_interpret"])
+@pytest.mark.parametrize("impl", ["reference", "cpu", "pallas_tpu_interpret"])
 def test_layers_under_scan_and_remat(impl):
     """The scale of each layer is traced. That with these names saved the forward kernel does not
     run again is in test_compile.py."""
@@ -243,7 +243,7 @@ def test_nothing_of_size_t_by_t_is_kept():
     assert kept == [2 * heads * length, *[q.size] * 4]
 
 
-@pytest.mark.parametrize("impl", ["reference", "pallas_tpu_interpret"])
+@pytest.mark.parametrize("impl", ["reference", "cpu", "pallas_tpu_interpret"])
 def test_a_device_draws_what_one_device_would(impl):
     operands = inputs(4, 128, 4, 64)
     segments = segments_of(4, 128, 30.0)
@@ -266,7 +266,9 @@ def test_a_device_draws_what_one_device_would(impl):
         np.testing.assert_allclose(x, y, atol=2e-6)
 
 
-@pytest.mark.parametrize("impl", ["reference", "pallas_tpu_interpret", "pallas_gpu_interpret"])
+@pytest.mark.parametrize(
+    "impl", ["reference", "cpu", "pallas_tpu_interpret", "pallas_gpu_interpret"]
+)
 def test_what_devices_share_has_the_sum_of_their_gradients(impl):
     """A product that is split over devices and a bias that is not."""
     product, bias = jax.random.normal(SEED_KEY, (2, 64, 192)), jnp.linspace(-1, 1, 192)
@@ -299,9 +301,9 @@ def test_auto_takes_what_this_machine_has_and_says_why_not_the_others(caplog):
     with caplog.at_level("INFO", logger="absl"):
         attention(q, k, v, scale=1.0)
     (line,) = {r.getMessage() for r in caplog.records if "(1, 5, 1, 32)" in r.getMessage()}
-    assert "runs as reference" in line
+    assert "runs as cpu" in line
     for name, (_, platform) in IMPLEMENTATIONS.items():
-        assert name == "reference" or f"{name}: is for {platform}, this is cpu" in line
+        assert platform in ("cpu", None) or f"{name}: is for {platform}, this is cpu" in line
 
 
 @pytest.mark.parametrize(

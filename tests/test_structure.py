@@ -30,6 +30,7 @@ ORDER = [
     "kernels.attention.pallas_tpu",
     "kernels.attention.pallas_gpu",
     "kernels.attention.cudnn",
+    "kernels.attention.cpu",
     "kernels.attention.api",
     "kernels.cross_entropy.chunked",
     "kernels.cross_entropy.api",
@@ -79,6 +80,7 @@ ORDER = [
     "benchmarks.report",
     "benchmarks.kernels",
     "benchmarks.saves",
+    "benchmarks.cpu",
 ]
 PACKAGE = ROOT / "biomedlm_jax"
 SOURCES = [*PACKAGE.rglob("*.py"), *(ROOT / "data").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]

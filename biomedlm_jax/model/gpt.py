@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from biomedlm_jax.config import Model
 from biomedlm_jax.kernels.attention.api import attention_qkv
+from biomedlm_jax.kernels.attention.block_sizes import device
 from biomedlm_jax.kernels.dropout import Seed, dropout, fold
 from biomedlm_jax.layout import BATCH, IN_USE, STORED, in_use, mine, parameter, spec
 from biomedlm_jax.model.layers import Embedding, LayerNorm, Linear
@@ -140,9 +141,14 @@ class GPT(nnx.Module):
             block, index = inputs
             return block(x, index, segments, seed, first_row), None
 
-        layer = jax.checkpoint(layer, policy=REMAT[self.model.remat], prevent_cse=False)
+        # XLA:CPU copies all that goes in and out of a loop, so there, where nothing is computed
+        # twice, the layers are one after the other.
+        unrolled = device()[0] == "cpu" and self.model.remat == "none"
+        if not unrolled:
+            layer = jax.checkpoint(layer, policy=REMAT[self.model.remat], prevent_cse=False)
         inputs = (self.blocks, jnp.arange(self.model.layers))
-        x, _ = jax.lax.scan(layer, x.astype(self.model.compute_dtype), inputs)
+        x = x.astype(self.model.compute_dtype)
+        x, _ = jax.lax.scan(layer, x, inputs, unroll=self.model.layers if unrolled else 1)
         return self.ln_f(x)
 
 

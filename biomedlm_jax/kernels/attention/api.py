@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int32
 
 from biomedlm_jax.kernels.attention import (
     block_sizes,
+    cpu,
     cudnn,
     keep,
     pallas_gpu,
@@ -27,6 +28,7 @@ IMPLEMENTATIONS: dict[str, tuple[types.ModuleType, str | None]] = {
     "pallas_tpu": (pallas_tpu, "tpu"),
     "pallas_gpu": (pallas_gpu, "gpu"),
     "cudnn": (cudnn, "gpu"),
+    "cpu": (cpu, "cpu"),
     "reference": (reference, None),
 }
 # The kernels run operation by operation on any machine: slow, to see what they compute.
