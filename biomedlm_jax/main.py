@@ -11,6 +11,7 @@ elsewhere each also has --coordinator=HOST:PORT of process 0, --processes and it
 
 import dataclasses
 import math
+import os
 
 import numpy as np
 from absl import flags
@@ -45,7 +46,7 @@ def main() -> None:
         cpu_devices=lambda processes: mesh.cpu_devices(experiment.mesh, processes),
     )
     workdir = epath.Path(given.workdir)
-    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR names another
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
     fit(experiment, workdir, profile_at=given.profile_at, wandb_project=given.wandb_project)
 

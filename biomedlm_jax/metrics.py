@@ -70,7 +70,7 @@ class Clock:
     """Where the time of the loop goes."""
 
     def __init__(self) -> None:
-        self.start, self.spent = time.perf_counter(), collections.Counter()
+        self.start, self.spent = time.perf_counter(), collections.defaultdict[str, float](float)
 
     @contextlib.contextmanager
     def doing(self, what: str) -> Iterator[None]:
@@ -80,11 +80,11 @@ class Clock:
         finally:
             self.spent[what] += time.perf_counter() - start
 
-    def interval(self) -> tuple[float, collections.Counter]:
+    def interval(self) -> tuple[float, dict[str, float]]:
         """Seconds since the last call, and how many of them were spent on what."""
         now = time.perf_counter()
         found = now - self.start, self.spent
-        self.start, self.spent = now, collections.Counter()
+        self.start, self.spent = now, collections.defaultdict[str, float](float)
         return found
 
 
@@ -122,7 +122,7 @@ class Writer:
         self.tokens = experiment.data.batch * experiment.model.context
         self.peak, self.peak_source = peak_flops(jax.devices())
         self.last: int | None = None  # the step of the last report
-        self.trained = collections.Counter()  # steps since the first of this process; their seconds
+        self.trained = [0, 0.0]  # steps since the first of this process, and their seconds
         self.active = hosts.primary()
         self.scored: set[int] = set()  # the steps that were evaluated
         self.closing = contextlib.ExitStack()
@@ -181,7 +181,7 @@ class Writer:
             steps, (seconds, spent) = step - self.last, self.clock.interval()
             seconds -= spent["evaluation"]
             self.last = step
-            self.trained.update(steps=steps, seconds=seconds)
+            self.trained = [self.trained[0] + steps, self.trained[1] + seconds]
             rate = self.tokens * steps / seconds
             productive = seconds - spent["data"] - spent["save"]
             speed = {
@@ -201,7 +201,7 @@ class Writer:
             if "peak_bytes_in_use" in memory:  # CPUs have no such figure
                 speed["device_memory_bytes"] = memory["peak_bytes_in_use"]
             values = values | speed
-            remaining = self.trained["seconds"] / self.trained["steps"] * (run.steps - step)
+            remaining = self.trained[1] / self.trained[0] * (run.steps - step)
             shown += f"  {rate:,.0f} tokens/s  MFU {speed['mfu_6n_12ldt']:.1%} (6N + 12LdT)"
             left = f"  {duration(remaining)} left"
         if self.active:

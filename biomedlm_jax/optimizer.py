@@ -50,7 +50,7 @@ def norms(tree: dict, specs: dict) -> dict[str, jax.Array]:
     by_axes: dict = collections.defaultdict(lambda: collections.defaultdict(float))
     for (path, leaf), spec in zip(flat, jax.tree.leaves(specs), strict=True):
         by_axes[mesh_axes(spec)][group(path)] += jnp.sum(jnp.square(leaf))
-    squares = collections.defaultdict(float)
+    squares: dict = collections.defaultdict(float)
     for over, sums in by_axes.items():  # one collective for each way of storing
         for name, part in (jax.lax.psum(dict(sums), over) if over else sums).items():
             squares[name] += part
