@@ -62,6 +62,7 @@ print("loaded:", checkpoint.load(workdir)[2], (workdir / "damaged/5/commit_succe
 """
 )
 REFUSED = """
+import sys
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.lock import Lock
 for workdir in sys.argv[1:]:
