@@ -1,5 +1,6 @@
 """The saves of a run on gs://, where every seventh request is answered with 503."""
 
+import contextlib
 import http.client
 import http.server
 import itertools
@@ -104,7 +105,8 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):  # a client may end with a request under way
+                self.wfile.write(body)
 
     def __getattr__(self, name):
         if name.startswith("do_"):
