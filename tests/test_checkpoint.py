@@ -28,7 +28,6 @@ from biomedlm_jax.lock import Lock
 from biomedlm_jax.pipeline.store import TokenStore
 from tests.conftest import ROOT, TINY, changed, on, started
 
-
 # When a read fails, those beside it fail for themselves, and say so when nobody asks for it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
