@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -42,10 +41,10 @@ from biomedlm_jax.saves import (
     STATE,
     DamagedError,
     absolute,
+    check_room,
     damage,
     differing,
     folder_of,
-    in_cloud,
     move,
     none_whole,
     read_position,
@@ -100,7 +99,7 @@ class Checkpoints:
           UserError: there is no room for it, the folder is gone, or the save before it failed.
         """
         start = time.perf_counter()
-        self._on_every_host(lambda: self._check_room(state))
+        self._on_every_host(lambda: check_room(self.workdir, state))
         position = {"next_batch": step, "checksums": checksums(state)}
         parts = {STATE: ocp.args.PyTreeSave(state), POSITION: ocp.args.JsonSave(position)}
         with self._reported():
@@ -224,29 +223,6 @@ class Checkpoints:
                 f"checkpoint {step} is damaged: {reason}; it was moved to {target}, going on from "
                 f"{newest}",
                 flush=True,
-            )
-
-    def _check_room(self, state: State) -> None:
-        if not self.workdir.exists():
-            raise UserError(
-                f"--workdir={self.workdir} is gone, so nothing can be saved there; put it back or "
-                "name another, and give the same command again"
-            )
-        if in_cloud(self.workdir):
-            return
-        needed = sum(
-            piece.data.nbytes
-            for array in jax.tree.leaves(state)
-            for piece in array.addressable_shards
-            if piece.replica_id == 0
-        )
-        folder = self.manager.directory
-        free = shutil.disk_usage(folder if folder.exists() else self.workdir).free
-        if free < needed:  # asked first, for a save that fails half-way fails in many voices
-            raise UserError(
-                f"no space left in {folder}: a checkpoint takes {needed:,} bytes, "
-                f"{free:,} are free; those that are there are whole. Make room and give the same "
-                "command again"
             )
 
     def _on_every_host(self, act: Callable[[], None]) -> None:

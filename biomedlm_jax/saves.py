@@ -8,6 +8,7 @@ where nothing is renamed, commit_success.txt says so.
 import contextlib
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,32 @@ def steps_in(workdir: epath.Path) -> list[int]:
     """Of the saves that were finished, newest first."""
     names = ocp.path.step.standard_name_format()
     return sorted((found.step for found in names.find_all(folder_of(workdir))), reverse=True)
+
+
+def check_room(workdir: epath.Path, state: Any) -> None:
+    """Raises UserError where the folder is gone, or its disk has no room for what this host has to
+    write of `state`."""
+    if not workdir.exists():
+        raise UserError(
+            f"--workdir={workdir} is gone, so nothing can be saved there; put it back or "
+            "name another, and give the same command again"
+        )
+    if in_cloud(workdir):
+        return
+    needed = sum(
+        piece.data.nbytes
+        for array in jax.tree.leaves(state)
+        for piece in array.addressable_shards
+        if piece.replica_id == 0
+    )
+    folder = folder_of(workdir)
+    free = shutil.disk_usage(folder if folder.exists() else workdir).free
+    if free < needed:  # asked first, for a save that fails half-way fails in many voices
+        raise UserError(
+            f"no space left in {folder}: a checkpoint takes {needed:,} bytes, "
+            f"{free:,} are free; those that are there are whole. Make room and give the same "
+            "command again"
+        )
 
 
 def none_whole(workdir: epath.Path, passed: dict[int, str]) -> str:

@@ -7,6 +7,7 @@ is one of two hosts of a run in WORKDIR, of which the second can not read its pa
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import re
@@ -26,6 +27,15 @@ from biomedlm_jax.entry import UserError
 from biomedlm_jax.lock import Lock
 from biomedlm_jax.pipeline.store import TokenStore
 from tests.conftest import ROOT, TINY, changed, on, started
+
+# When a read fails, those beside it fail for themselves, and say so when nobody asks for it.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    yield
+    gc.collect()
 
 
 def equal(a, b) -> bool:

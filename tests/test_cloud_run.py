@@ -1,5 +1,6 @@
 """The saves of a run on gs://, where every seventh request is answered with 503."""
 
+import contextlib
 import http.client
 import http.server
 import itertools
@@ -62,6 +63,7 @@ print("loaded:", checkpoint.load(workdir)[2], (workdir / "damaged/5/commit_succe
 """
 )
 REFUSED = """
+import sys
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.lock import Lock
 for workdir in sys.argv[1:]:
@@ -103,7 +105,8 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):  # a client may end with a request under way
+                self.wfile.write(body)
 
     def __getattr__(self, name):
         if name.startswith("do_"):
