@@ -3,88 +3,142 @@
 WORKDIR/config.json              the settings, for refusing a run with others
         vocabulary/              the vocabulary that the tokens belong to
         checkpoints/<step>/      state and position, together or not at all (orbax)
+        damaged/<step>/          what was found to be no whole save; nothing reads it
+
+WORKDIR is a local folder or gs://. The position holds a checksum of every array of the state, so
+that whatever became of the files, a state that is restored is the state that was saved.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
+import sys
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    EveryNSteps,
+    LatestN,
+    PreservationPolicy,
+)
 
+from biomedlm_jax import hosts
+from biomedlm_jax.checksums import checksums
 from biomedlm_jax.config import Experiment, build, differences
 from biomedlm_jax.entry import UserError
+from biomedlm_jax.lock import FILE, LEASE
 from biomedlm_jax.pipeline.store import TokenStore
+from biomedlm_jax.saves import (
+    POSITION,
+    REFUSED,
+    STATE,
+    DamagedError,
+    absolute,
+    damage,
+    differing,
+    folder_of,
+    in_cloud,
+    move,
+    none_whole,
+    read_position,
+    restored,
+    state_handler,
+    steps_in,
+)
 from biomedlm_jax.step import State, init, state_shardings
 
-STATE, POSITION = "state", "position"  # the parts of a save
+_calls = itertools.count()  # what hosts say to each other has a name of its own each time
 
 
 class Checkpoints:
     """The saves of one run. A save goes on in the background and appears only when it is whole;
-    an error in it (disk full) is raised by the next call.
+    an error in it (disk full) is raised by the next call. The newest run.keep stay, and those of
+    every run.keep_every steps; an older one is removed when the one that replaces it is whole.
+
+    With several processes all of them make one and call the same methods.
+
+    stalled: seconds for which the last `save` stopped its caller.
+    damaged: of each save that was moved aside, {"step": 10, "reason": ..., "moved_to": ...}.
 
     Raises:
       UserError: `workdir` holds a run with other settings; the message lists them.
     """
 
-    def __init__(self, workdir: Path, experiment: Experiment, store: TokenStore):
-        claim(workdir, experiment, store)
-        options = ocp.CheckpointManagerOptions(max_to_keep=experiment.run.keep)
-        self.manager = ocp.CheckpointManager(_folder(workdir).absolute(), options=options)
-        self.experiment = experiment
+    def __init__(self, workdir: epath.PathLike, experiment: Experiment, store: TokenStore):
+        self.workdir, self.experiment = absolute(workdir), experiment
+        self.stalled, self.damaged = 0.0, list[dict[str, Any]]()
+        self._on_primary(lambda: claim(self.workdir, experiment, store))
+        kept: list[PreservationPolicy] = [LatestN(experiment.run.keep)]
+        if experiment.run.keep_every:
+            kept.append(EveryNSteps(experiment.run.keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,  # left by a kill in the middle of a save
+            lightweight_initialize=True,  # reads nothing that may be damaged
+        )
+        parts = {STATE: state_handler(), POSITION: ocp.JsonCheckpointHandler()}
+        with self._reported():
+            self.manager = ocp.CheckpointManager(
+                folder_of(self.workdir), options=options, item_handlers=parts
+            )
 
     def save(self, state: State, step: int) -> None:
-        """Starts a save; blocks only while an earlier one is unfinished and to copy the state.
+        """Starts a save; blocks only while an earlier one is unfinished, for the checksums and to
+        copy the state to the host.
 
         The place in the data is the number of the next batch, for batches are a function of it.
 
         Raises:
-          UserError: there is no room for it, or the save before it failed.
+          UserError: there is no room for it, the folder is gone, or the save before it failed.
         """
-        needed = sum(
-            piece.data.nbytes
-            for array in jax.tree.leaves(state)
-            for piece in array.addressable_shards
-            if piece.replica_id == 0
-        )
-        free = shutil.disk_usage(self.manager.directory).free
-        if free < needed:  # asked first, for a save that fails half-way fails in many voices
-            raise UserError(
-                f"no space left in {self.manager.directory}: a checkpoint takes {needed:,} bytes, "
-                f"{free:,} are free; those that are there are whole. Make room and give the same "
-                "command again"
-            )
-        parts = {
-            STATE: ocp.args.StandardSave(state),
-            POSITION: ocp.args.JsonSave({"next_batch": step}),
-        }
+        start = time.perf_counter()
+        self._on_every_host(lambda: self._check_room(state))
+        position = {"next_batch": step, "checksums": checksums(state)}
+        parts = {STATE: ocp.args.PyTreeSave(state), POSITION: ocp.args.JsonSave(position)}
         with self._reported():
             self.manager.save(step, args=ocp.args.Composite(**parts), force=True)
+        self.stalled = time.perf_counter() - start
 
     def latest(self, mesh: jax.sharding.Mesh) -> State | None:
-        """The newest save on this mesh, which need not be the mesh that wrote it, or None.
+        """The newest whole save on this mesh, which need not be the mesh that wrote it, or None
+        where nothing was ever saved. Newer ones that are damaged are moved to WORKDIR/damaged.
 
         Raises:
-          UserError: it can not be read.
+          UserError: there are saves and none is whole, in which case none is moved; or the storage
+            does not answer.
         """
-        step = self.manager.latest_step()
-        if step is None:
+        wait = self.experiment.run.wait_seconds
+        seen = hosts.gather(_name("steps"), json.dumps(steps_in(self.workdir)), wait)
+        steps, passed = json.loads(seen[0]), dict[int, str]()
+        for step in steps:
+            state, reason = self._read(step, mesh)
+            if state is not None:
+                break
+            passed[step] = reason
+        else:
+            if passed:
+                raise UserError(none_whole(self.workdir, passed))
+            aside = self.workdir / "damaged"
+            if aside.exists():
+                raise UserError(
+                    f"--workdir={self.workdir} has no checkpoint but damaged ones, in {aside}; "
+                    "repair one of them and put it back, remove that folder for a run from step 0, "
+                    "or name another --workdir"
+                )
             return None
-        like = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            jax.eval_shape(lambda: init(self.experiment)),
-            state_shardings(self.experiment, mesh),
-        )
-        parts = {STATE: ocp.args.StandardRestore(like), POSITION: ocp.args.JsonRestore()}
-        found = _restored(self.manager, step, ocp.args.Composite(**parts))
-        assert found[POSITION]["next_batch"] == int(found[STATE].step)
-        return found[STATE]
+        for damaged, reason in passed.items():
+            self._move_aside(damaged, reason, step)
+        if passed:
+            self.manager.reload()
+        return state
 
     def close(self) -> None:
         """Waits for the save that is under way."""
@@ -92,18 +146,136 @@ class Checkpoints:
             self.manager.wait_until_finished()
             self.manager.close()
 
+    def _read(self, step: int, mesh: jax.sharding.Mesh) -> tuple[State | None, str]:
+        """A save, or what is wrong with it: all processes come to the same result. What they do
+        together comes after each has said that it could read its part, so that none waits."""
+        like = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            jax.eval_shape(lambda: init(self.experiment)),
+            state_shardings(self.experiment, mesh),
+        )
+        arrays = jax.tree.map(
+            lambda x: ocp.ArrayRestoreArgs(
+                global_shape=x.shape, dtype=x.dtype, sharding=x.sharding
+            ),
+            like,
+        )
+        restore = ocp.args.PyTreeRestore(item=like, restore_args=arrays)
+        folder = folder_of(self.workdir) / str(step)
+        found = []
+
+        def read() -> None:
+            with damage():
+                position = read_position(folder, step)
+                found.extend([jax.block_until_ready(restored(folder, restore)), position])
+
+        if reason := self._verdict(read):
+            return None, reason
+        state, position = found
+
+        def compare() -> None:
+            if wrong := differing(checksums(state), position["checksums"]):
+                raise DamagedError(wrong)
+
+        reason = self._verdict(compare)
+        return (None, reason) if reason else (state, "")
+
+    def _verdict(self, act: Callable[[], None]) -> str:
+        """What any process found damaged, or an empty string."""
+        reasons = []
+
+        def judge() -> None:
+            try:
+                act()
+            except DamagedError as error:
+                reasons.append(str(error))
+
+        self._on_every_host(judge)
+        said = hosts.gather(
+            _name("verdict"), reasons[0] if reasons else "", self.experiment.run.wait_seconds
+        )
+        wrong = {process: reason for process, reason in enumerate(said) if reason}
+        if len(said) > 1:
+            return "; ".join(f"process {process}: {reason}" for process, reason in wrong.items())
+        return said[0]
+
+    def _move_aside(self, step: int, reason: str, newest: int) -> None:
+        source, aside = folder_of(self.workdir) / str(step), self.workdir / "damaged"
+        target = aside / str(step)
+        for number in itertools.count(2):
+            if not target.exists():
+                break
+            target = aside / f"{step}-{number}"
+
+        def put() -> None:
+            try:
+                aside.mkdir(parents=True, exist_ok=True)
+                move(source, target)
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"checkpoint {step} is damaged ({reason}) and can not be moved to {target}: "
+                    f"{error}; see that --workdir={self.workdir} can be written"
+                ) from error
+
+        self._on_primary(put)
+        self.damaged.append({"step": step, "reason": reason, "moved_to": str(target)})
+        if hosts.primary():
+            print(
+                f"checkpoint {step} is damaged: {reason}; it was moved to {target}, going on from "
+                f"{newest}",
+                flush=True,
+            )
+
+    def _check_room(self, state: State) -> None:
+        if not self.workdir.exists():
+            raise UserError(
+                f"--workdir={self.workdir} is gone, so nothing can be saved there; put it back or "
+                "name another, and give the same command again"
+            )
+        if in_cloud(self.workdir):
+            return
+        needed = sum(
+            piece.data.nbytes
+            for array in jax.tree.leaves(state)
+            for piece in array.addressable_shards
+            if piece.replica_id == 0
+        )
+        folder = self.manager.directory
+        free = shutil.disk_usage(folder if folder.exists() else self.workdir).free
+        if free < needed:  # asked first, for a save that fails half-way fails in many voices
+            raise UserError(
+                f"no space left in {folder}: a checkpoint takes {needed:,} bytes, "
+                f"{free:,} are free; those that are there are whole. Make room and give the same "
+                "command again"
+            )
+
+    def _on_every_host(self, act: Callable[[], None]) -> None:
+        """Does it on each; where one of them refuses, all do, with its words."""
+        refusal, cause = "", None
+        try:
+            act()
+        except UserError as error:
+            refusal, cause = str(error), error
+        said = hosts.gather(_name("refusal"), refusal, self.experiment.run.wait_seconds)
+        if any(said):
+            raise UserError(next(filter(None, said))) from cause
+
+    def _on_primary(self, act: Callable[[], None]) -> None:
+        self._on_every_host(lambda: act() if hosts.primary() else None)
+
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:
-            # How tensorstore reports what the file system refused; another ValueError is a bug.
-            if isinstance(error, ValueError) and "Error writing" not in str(error):
+            # How tensorstore reports what the storage refused; another ValueError is a bug.
+            if isinstance(error, ValueError) and not REFUSED.search(str(error)):
                 raise
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"a checkpoint could not be written to {self.manager.directory}; those that were "
-                f"there are whole. Remove the cause and give the same command again: {reason}"
+                f"a checkpoint could not be written to {folder_of(self.workdir)}; those that were "
+                "there are whole. See that --workdir is there and can be written, remove the cause "
+                f"and give the same command again: {reason}"
             ) from error
 
 
@@ -115,7 +287,7 @@ class Claim:
     vocabulary_sha256: str
     tokens_sha256: str  # of the training split
 
-    def check(self, workdir: Path, store: TokenStore) -> None:
+    def check(self, workdir: epath.PathLike, store: TokenStore) -> None:
         """Raises UserError where `store` is not the training split that the run began with."""
         for name, ours, theirs in [
             ("vocabulary", self.vocabulary_sha256, store.vocabulary_sha256),
@@ -128,7 +300,7 @@ class Claim:
                 )
 
 
-def claim(workdir: Path, experiment: Experiment, store: TokenStore) -> None:
+def claim(workdir: epath.PathLike, experiment: Experiment, store: TokenStore) -> None:
     """Makes `workdir` the folder of this experiment, or finds that it is.
 
     Raises:
@@ -145,6 +317,7 @@ def claim(workdir: Path, experiment: Experiment, store: TokenStore) -> None:
         vocabulary_sha256=store.vocabulary_sha256,
         tokens_sha256=store.sha256,
     )
+    workdir = epath.Path(workdir)
     file = workdir / "config.json"
     if file.exists():
         before = read_claim(workdir)
@@ -157,24 +330,29 @@ def claim(workdir: Path, experiment: Experiment, store: TokenStore) -> None:
         before.check(workdir, store)
         if ours == before:
             return
-    elif found := sorted({x.name for x in workdir.glob("*")} - {"vocabulary", "config.partial"}):
-        raise UserError(  # those two are what an interrupted start leaves
+    elif found := sorted(
+        {entry.name for entry in (workdir.iterdir() if workdir.exists() else ())}
+        - {"vocabulary", "config.partial", FILE, LEASE}
+    ):
+        raise UserError(  # those are what an interrupted start leaves
             f"--workdir={workdir} has {', '.join(found[:3])} but no config.json, so it is no run's "
             "folder; name a new one"
         )
     (workdir / "vocabulary").mkdir(parents=True, exist_ok=True)
-    shutil.copy2(store.vocabulary_path, workdir / "vocabulary")
-    partial = file.with_suffix(".partial")
+    vocabulary = workdir / "vocabulary" / store.vocabulary_path.name
+    vocabulary.write_bytes(store.vocabulary_path.read_bytes())
+    partial = workdir / "config.partial"
     partial.write_text(json.dumps(dataclasses.asdict(ours), indent=2) + "\n")
-    partial.rename(file)
+    partial.replace(file)
 
 
-def read_claim(workdir: Path) -> Claim:
+def read_claim(workdir: epath.PathLike) -> Claim:
     """Of the run in `workdir`.
 
     Raises:
       UserError: there is none.
     """
+    workdir = epath.Path(workdir)
     file = workdir / "config.json"
     if not file.is_file():
         raise UserError(
@@ -190,40 +368,42 @@ def read_claim(workdir: Path) -> Claim:
         ) from error
 
 
-def load(workdir: Path) -> tuple[Experiment, dict, int]:
-    """Settings, parameters as host arrays (float32, vocabulary padding included) and step of the
-    newest save, whatever mesh wrote it and without its optimizer state.
+def load(workdir: epath.PathLike) -> tuple[Experiment, dict, int]:
+    """Settings, scored parameters as host arrays (float32, vocabulary padding included) and step of
+    the newest whole save, whatever mesh wrote it and without its optimizer state. Nothing is moved;
+    the damaged ones that were passed over are named on stderr.
 
     Raises:
-      UserError: no run, or no save yet.
+      UserError: no run, no save yet, or none that is whole.
     """
+    workdir = absolute(workdir)
     experiment = read_claim(workdir).experiment
-    with ocp.CheckpointManager(_folder(workdir).absolute()) as manager:
-        step = manager.latest_step()
-        if step is None:
-            every = experiment.run.save_every
-            raise UserError(
-                f"{workdir} has no checkpoint yet; "
-                + (f"the first comes at step {every}" if every else "config.run.save_every is 0")
-            )
-        params = jax.eval_shape(lambda: init(experiment).params)
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), params)
-        restore = ocp.args.PyTreeRestore(
-            item={"params": params}, restore_args={"params": as_numpy}, partial_restore=True
-        )
-        found = _restored(manager, step, ocp.args.Composite(**{STATE: restore}))
-    return experiment, found[STATE]["params"], step
+    state = jax.eval_shape(lambda: init(experiment))
+    part = "params" if state.average is None else "average"
+    like = {part: state.scored}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+    restore = ocp.args.PyTreeRestore(item=like, restore_args=as_numpy, partial_restore=True)
+    passed = {}
+    for step in steps_in(workdir):
+        folder = folder_of(workdir) / str(step)
+        try:
+            with damage():
+                saved = read_position(folder, step)["checksums"]
+                found = restored(folder, restore)
+                if wrong := differing(checksums(found), saved):
+                    raise DamagedError(wrong)
+            return experiment, found[part], step
+        except DamagedError as error:
+            passed[step] = str(error)
+            print(f"checkpoint {step} is damaged and passed over: {error}", file=sys.stderr)
+    if passed:
+        raise UserError(none_whole(workdir, passed))
+    every = experiment.run.save_every
+    raise UserError(
+        f"{workdir} has no checkpoint yet; "
+        + (f"the first comes at step {every}" if every else "config.run.save_every is 0")
+    )
 
 
-def _restored(manager: ocp.CheckpointManager, step: int, parts: ocp.args.Composite) -> Any:
-    try:
-        return manager.restore(step, args=parts)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"checkpoint {step} in {manager.directory} can not be read; put its folder somewhere "
-            f"else, and the same command goes on from the one before: {error}"
-        ) from error
-
-
-def _folder(workdir: Path) -> Path:
-    return workdir / "checkpoints"
+def _name(what: str) -> str:
+    return f"checkpoint-{what}-{next(_calls)}"

@@ -1,0 +1,128 @@
+"""The files of a save: what is in them, what is wrong with them, and moving them.
+
+A save is WORKDIR/checkpoints/<step>/ with state/ (orbax) and position/, which is {"next_batch":
+step, "checksums": {name: uint32}} in JSON. orbax gives it that name when it is whole; on gs://,
+where nothing is renamed, commit_success.txt says so.
+"""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from biomedlm_jax.entry import UserError
+
+STATE, POSITION = "state", "position"  # the parts of a save
+# How tensorstore and Google's libraries say that it is not the files that are at fault.
+PASSING = re.compile(
+    "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED"
+    "|CANCELLED|Forbidden|credentials",
+)
+REFUSED = re.compile(f"Error (writing|opening|reading)|NOT_FOUND|DATA_LOSS|{PASSING.pattern}")
+
+
+class DamagedError(Exception):
+    """What is in the files is not what was saved."""
+
+
+@contextlib.contextmanager
+def damage() -> Iterator[None]:
+    """Makes of an error while a save is read the verdict that it is damaged, unless the storage or
+    the machine is at fault: then a UserError, for the save may be whole."""
+    try:
+        yield
+    except (DamagedError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # a damaged file can break the readers anywhere
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        passing = isinstance(error, (PermissionError, ConnectionError, TimeoutError))
+        if passing or PASSING.search(f"{type(error).__name__} {error}"):
+            raise UserError(
+                "a checkpoint can not be read now, which says nothing about whether it is whole; "
+                f"remove the cause and give the same command again: {reason}"
+            ) from error
+        raise DamagedError(f"{type(error).__name__}: {reason}") from error
+
+
+def read_position(folder: epath.Path, step: int) -> dict[str, Any]:
+    found = json.loads((folder / POSITION / "metadata").read_text())
+    if not isinstance(found, dict) or found.keys() != {"next_batch", "checksums"}:
+        raise DamagedError("its position is not what this version writes")
+    if found["next_batch"] != step:
+        raise DamagedError(f"it is the save of step {found['next_batch']}")
+    return found
+
+
+def restored(folder: epath.Path, restore: ocp.args.PyTreeRestore) -> Any:
+    """Not through orbax's manager, in which the hosts wait for each other, also for one that has
+    failed."""
+    return state_handler().restore(folder / STATE, args=restore)
+
+
+def differing(found: dict[str, int], saved: dict[str, int]) -> str:
+    wrong = [name for name, checksum in found.items() if saved.get(name) != checksum]
+    if not wrong:
+        return ""
+    more = f" and {len(wrong) - 1} more" if wrong[1:] else ""
+    return f"the checksum of {wrong[0]}{more} is not the one that was saved"
+
+
+def state_handler() -> ocp.PyTreeCheckpointHandler:
+    """Without compression: weights do not get smaller by it, and it takes longer than the disk."""
+    return ocp.PyTreeCheckpointHandler(use_compression=False)
+
+
+def steps_in(workdir: epath.Path) -> list[int]:
+    """Of the saves that were finished, newest first."""
+    names = ocp.path.step.standard_name_format()
+    return sorted((found.step for found in names.find_all(folder_of(workdir))), reverse=True)
+
+
+def none_whole(workdir: epath.Path, passed: dict[int, str]) -> str:
+    listed = "".join(f"\n  {step}: {reason}" for step, reason in passed.items())
+    return (
+        f"--workdir={workdir} has checkpoints and none of them is whole; nothing was moved or "
+        f"removed. Found were{listed}\nput a whole one there, or name another --workdir for a run "
+        "from step 0"
+    )
+
+
+def move(source: epath.Path, target: epath.Path) -> None:
+    if not in_cloud(source):
+        source.rename(target)
+        return
+    files = [(path, path.relative_to(source)) for path in _files(source)]
+    for path, name in files:
+        (target / name).write_bytes(path.read_bytes())
+    # First what makes it a save, so that what a kill leaves is none.
+    for path, _ in sorted(files, key=lambda file: file[0].name != "commit_success.txt"):
+        path.unlink()
+    if source.exists():
+        source.rmtree()
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _files(entry)
+        else:
+            yield entry
+
+
+def in_cloud(path: epath.Path) -> bool:
+    return str(path).startswith("gs://")
+
+
+def absolute(workdir: epath.PathLike) -> epath.Path:
+    workdir = epath.Path(workdir)
+    return workdir if in_cloud(workdir) else epath.Path(os.path.abspath(workdir))
+
+
+def folder_of(workdir: epath.Path) -> epath.Path:
+    return workdir / "checkpoints"
