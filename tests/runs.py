@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -94,7 +95,7 @@ def running(
     flags = (f"--config={file}", f"--workdir={workdir}", *flags)
     if processes > 1:
         flags += (f"--coordinator=localhost:{free_port()}", f"--processes={processes}")
-    found, number = [], time.monotonic_ns()
+    found, number, logs = [], time.monotonic_ns(), Path(tempfile.mkdtemp(dir=file.parent))
     try:
         for index in range(processes):
             fault = (faults or {}).get(index)
@@ -102,7 +103,7 @@ def running(
             own = [f"--process_id={index}"] if processes > 1 else []
             own += (extra or {}).get(index, [])
             command = [sys.executable, "-m", *module, *flags, *own]
-            found.append(Process(command, workdir.parent / f"{number}-{index}.log"))
+            found.append(Process(command, logs / f"{number}-{index}.log"))
         yield found
     finally:
         for process in found:
