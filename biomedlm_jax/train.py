@@ -89,7 +89,11 @@ def fit(
         startup.done("state")
 
         # ---- What watches the loop: hosts that hang, machines that are taken away -----------
-        stacks = None if str(workdir).startswith("gs://") else Path(workdir) / "stacks.txt"
+        stacks = (
+            None
+            if str(workdir).startswith("gs://")
+            else Path(workdir) / f"stacks_{jax.process_index()}.txt"
+        )
         watchdog = stack.enter_context(closing(Watchdog(run.hang_seconds, stacks)))
         preemption = stack.enter_context(closing(Preemption()))
         profiler = stack.enter_context(closing(Profiler(workdir / "profile", profile_at)))

@@ -109,7 +109,7 @@ def test_sigterm_to_one_process_saves_and_stops_both(file, whole, workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("when", ["^scoring\n", " parameters on "])
+@pytest.mark.parametrize("when", ["^scoring$", " parameters on "], ids=["scoring", "start"])
 def test_sigterm_in_the_evaluation_and_before_the_first_step(when, file, whole, workdir):
     with running(file, workdir, faults={0: "scoring=1", 1: "scoring=1"}) as run:
         run[0].until(when)
@@ -122,10 +122,13 @@ def test_sigterm_in_the_evaluation_and_before_the_first_step(when, file, whole, 
 
 @pytest.mark.slow
 def test_a_step_that_hangs_is_shown_with_the_stacks_of_all_threads(file, whole, workdir):
-    with running(file, workdir, "--config.run.hang_seconds=8", faults={1: "hang=7"}) as run:
+    flags = ["--config.run.hang_seconds=15", "--config.run.eval_every=0"]
+    with running(file, workdir, *flags, faults={1: "hang=7"}) as run:
         assert ends(run) == [76, 76], run[0].said + run[1].said
     assert "error: no sign of life for " in run[1].said
     assert "in never_ends" in run[1].said  # where its loader stands
+    assert "in never_ends" in (workdir / "stacks_1.txt").read_text()
+    assert "no sign of life" in (workdir / "stacks_0.txt").read_text()
     finish(file, workdir)
     assert_same(workdir, whole)
 
@@ -163,14 +166,14 @@ def test_a_nan_is_left_out_or_stops_the_run_with_its_documents(file, experiment,
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
 def test_a_damaged_newest_save_is_moved_aside_and_the_one_before_is_used(how, file, whole, workdir):
-    with running(file, workdir, faults={0: "slow=0.3", 1: "slow=0.3"}) as run:
-        run[0].until("^step 8/12 ")
+    with running(file, workdir, faults=SLOW) as run:
+        run[0].until("^step 10/12 ")  # the save of step 9 has begun, so that of 6 is done
         for process in run:
             process.send(signal.SIGKILL)
         ends(run)
     saves = sorted((workdir / "checkpoints").glob("*[0-9]"), key=lambda path: int(path.name))
     newest = saves[-1]
-    assert len(saves) == 2
+    assert len(saves) >= 2
     largest = max(newest.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -210,7 +213,7 @@ def test_a_shard_that_disappears_is_named(file, experiment, vocabulary, tmp_path
     assert f"{shard} is missing; the store is not whole" in one_error(run[0].said)
     shard.with_name("0.gone").rename(shard)
     finish(file, workdir, store)
-    finish(file, tmp_path / "whole", store)
+    finish(file, tmp_path / "whole", store, processes=1)
     assert_same(workdir, tmp_path / "whole")
 
 
@@ -234,7 +237,9 @@ def test_a_disk_that_fills_up_between_saves(file, whole, small_disk):
     never = "--config.run.save_every=0"
     with running(file, workdir, never, faults={0: f"full=3:{filler}"}) as run:
         assert ends(run) == [2, 76], run[0].said + run[1].said
-    assert f"can not be written to --workdir={workdir}: No space left" in one_error(run[0].said)
+    error = one_error(run[0].said)  # metrics or TensorBoard, whichever came to the end first
+    assert "can not be written to " in error
+    assert ": No space left on device" in error
     assert f"process 0 (host {HERE})" in one_error(run[1].said)
     filler.unlink()
     finish(file, workdir)
@@ -243,7 +248,7 @@ def test_a_disk_that_fills_up_between_saves(file, whole, small_disk):
 
 @pytest.mark.slow
 def test_a_second_run_in_the_folder_is_refused(file, whole, workdir):
-    with running(file, workdir, faults={0: "slow=2", 1: "slow=2"}) as run:
+    with running(file, workdir, faults={0: "slow=30", 1: "slow=30"}) as run:
         run[0].until(" parameters on ")
         with running(file, workdir) as other:
             assert ends(other) == [2, 76], other[0].said + other[1].said
