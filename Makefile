@@ -2,6 +2,7 @@
 #   make demo                     the whole way on the corpus that the repository ships
 #   make small CORPUS=DIR         the same on NCBI's files below DIR, 12M parameters
 #   make test                     the tests;  make test-slow: with those over 20 seconds
+#   make test-faults              kills, full disks, lost hosts, ...: what can happen to a run
 #   make bench-data CORPUS=DIR    speed beside peers, memory, cost as the corpus grows
 #   make compilers                what compiles for TPUs and GPUs that are not here, 1 GB
 #   make bench-cpu                a training step on this CPU beside PyTorch's
@@ -47,6 +48,10 @@ test: setup
 
 test-slow: setup
 	$(TESTS)
+
+test-faults: setup
+	$(TESTS) --durations=0 --durations-min=20 $(wildcard $(patsubst %,tests/test_%.py, \
+	  faults faults_processes processes checkpoint cloud_run watch))
 
 bench-data: setup
 	@test -n "$(CORPUS)" || { echo "error: name the folder of NCBI's files: make bench-data CORPUS=DIR"; exit 2; }

@@ -208,8 +208,11 @@ def facts(experiment: Experiment, store: Store) -> dict[str, str]:
 
 
 def lost(error: Exception) -> bool:
-    """Whether this is how a collective fails when another process is gone."""
-    return isinstance(error, jax.errors.JaxRuntimeError) and bool(BROKEN.search(str(error)))
+    """Whether this is how a collective fails when another process is gone: with a ValueError where
+    it fails while it is started."""
+    kinds = (jax.errors.JaxRuntimeError, ValueError)
+    refused = isinstance(error, UserError)
+    return isinstance(error, kinds) and not refused and bool(BROKEN.search(str(error)))
 
 
 @contextlib.contextmanager
@@ -217,7 +220,7 @@ def naming_lost_hosts() -> Iterator[None]:
     """Turns the error of a collective whose other end is gone into HostLost with its name."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
         if _group is None or not lost(error):
             raise
         reason = str(error).splitlines()[0]

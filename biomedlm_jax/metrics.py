@@ -125,6 +125,7 @@ class Writer:
         self.trained = [0, 0.0]  # steps since the first of this process, and their seconds
         self.active = hosts.primary()
         self.scored: set[int] = set()  # the steps that were evaluated
+        self.productive, self.began = 0.0, time.time()
         self.closing = contextlib.ExitStack()
         if not self.active:
             return
@@ -143,7 +144,7 @@ class Writer:
         self.scored = {line["step"] for line in kept if "bits_per_byte" in line}
         self.productive = sum(line.get("productive_seconds", 0.0) for line in kept)
         started = [line["time"] for line in journal.read(self.events.file)]
-        self.began = min([time.time(), *started])
+        self.began = min([self.began, *started])
         self.board = Board(workdir / "tensorboard", first)
         self.closing.callback(self.board.close)
         self.wandb = self._wandb(wandb_project, workdir) if wandb_project else None

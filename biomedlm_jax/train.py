@@ -92,7 +92,7 @@ def fit(
         stacks = (
             None
             if str(workdir).startswith("gs://")
-            else Path(workdir) / f"stacks-{jax.process_index()}.txt"
+            else Path(workdir) / f"stacks_{jax.process_index()}.txt"
         )
         watchdog = stack.enter_context(closing(Watchdog(run.hang_seconds, stacks)))
         preemption = stack.enter_context(closing(Preemption()))

@@ -255,6 +255,7 @@ def _open(path: epath.Path, shape: tuple[int, ...], shard: int) -> ts.TensorStor
         "kvstore": kvstore(path),
         "recheck_cached_metadata": "open",
         "recheck_cached_data": "open",
+        "fill_missing_data_reads": False,  # or a shard that is gone is read as zeros
     }
     array = _result(ts.open(spec, open=True, read=True), path)
     if tuple(array.shape) != shape:
