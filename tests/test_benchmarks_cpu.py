@@ -13,12 +13,12 @@ def test_both_sides_have_the_same_losses(monkeypatch):
     torch = pytest.importorskip("torch", reason="the peer")
     pytest.importorskip("transformers")
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # of all tests after this one
-    tiny = changed(cpu.EXPERIMENT, mesh__data=8, optimizer__peak_lr=1e-2)
+    tiny = changed(cpu.EXPERIMENT, mesh__data=8, optimizer__peak_lr=1e-3)
     tiny = dataclasses.replace(tiny, model=dataclasses.replace(TINY.model, dropout=0.0))
     ours, theirs = cpu.ours(tiny), cpu.pytorch(tiny)
     losses = np.array([(ours(), theirs()) for _ in range(3)])
     np.testing.assert_allclose(losses[:, 0], losses[:, 1], rtol=1e-4)
-    assert losses[2, 0] < losses[0, 0] - 0.1  # updates were done, and not by one side alone
+    assert losses[2, 0] < losses[0, 0] - 0.01  # updates were done, and not by one side alone
 
 
 def test_medians_of_rounds():
