@@ -6,9 +6,12 @@ import random
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 
+from biomedlm_jax import hosts
+from biomedlm_jax.entry import UserError
 from tests.conftest import TINY, changed
 from tests.runs import Process, assert_same, config_file, ends, finish, lines, losses, running
 
@@ -26,6 +29,19 @@ def place(first: Process, workdir) -> str:
         if text in said:
             return name
     return "start"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (jax.errors.JaxRuntimeError("INTERNAL: Gloo all-reduce failed: ... reset by peer"), True),
+        (ValueError("UNKNOWN: Gloo AllGather failed: ... Connection closed by peer [::1]:1"), True),
+        (UserError("config.x: Connection closed by peer"), False),
+        (ValueError("shapes do not match"), False),
+    ],
+)
+def test_how_a_collective_fails_without_its_other_end(error, expected):
+    assert hosts.lost(error) == expected
 
 
 @pytest.mark.slow
