@@ -272,6 +272,7 @@ def test_a_second_run_in_the_folder_is_refused(file, whole, workdir):
     assert_same(workdir, whole)
 
 
+@pytest.mark.slow
 def test_hosts_that_differ_are_refused_on_both(file, workdir):
     with running(file, workdir, extra={1: ["--config.run.seed=18"]}) as run:
         assert ends(run) == [2, 2]
