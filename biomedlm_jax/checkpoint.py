@@ -244,8 +244,10 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:
-            # How tensorstore reports what the storage refused; another ValueError is a bug.
-            if isinstance(error, ValueError) and not REFUSED.search(str(error)):
+            # How tensorstore reports what the storage refused; another ValueError is a bug, or the
+            # end of another host.
+            refused = not hosts.lost(error) and REFUSED.search(str(error))
+            if isinstance(error, ValueError) and not refused:
                 raise
             reason = str(error).splitlines()[0]
             raise UserError(

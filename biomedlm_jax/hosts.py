@@ -99,6 +99,8 @@ def connect(
         return
 
     names = roll_call.call(coordinator, processes, process_id, wait_seconds)
+    group = Group(names, process_id, coordinator, wait_seconds)
+    pulses.end_well_on_abort(group)
     if cpu_devices is not None:
         jax.config.update("jax_num_cpu_devices", cpu_devices(processes))
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -112,9 +114,9 @@ def connect(
         shutdown_timeout_seconds=wait_seconds,
         **own,
     )
-    _group = Group(names, process_id, coordinator, distributed.global_state.client, wait_seconds)
-    pulses.start(_group)
-    entry.leave = functools.partial(pulses.leave, _group)
+    _group = group
+    pulses.start(group, distributed.global_state.client)
+    entry.leave = functools.partial(pulses.leave, group)
 
 
 def primary() -> bool:

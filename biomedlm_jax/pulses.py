@@ -38,8 +38,8 @@ class Group:
     names: list[str]  # of their hosts
     index: int
     coordinator: str
-    client: Any  # of JAX's coordination service, whose key-value store is on process 0
     wait_seconds: int
+    client: Any = None  # of JAX's coordination service, whose key-value store is on process 0
     pulses: dict[int, tuple[str, float]] = dataclasses.field(default_factory=dict)  # and since when
     heard: float = dataclasses.field(default_factory=time.monotonic)  # when the store answered last
     ending: str = ""
@@ -80,9 +80,9 @@ class Group:
             self.client.key_value_set(f"{PULSE}{self.index}", value, allow_overwrite=True)
 
 
-def start(group: Group) -> None:
-    """Watches over the processes from here on."""
-    _end_well_on_abort(group)
+def start(group: Group, client: Any) -> None:
+    """Watches over the processes from here on: JAX has brought them together."""
+    group.client, group.heard = client, time.monotonic()
     threading.Thread(target=_watch, args=[group], daemon=True, name="pulses").start()
 
 
@@ -132,14 +132,17 @@ def leave(group: Group, code: int) -> None:
             time.sleep(0.1)
 
 
-def _end_well_on_abort(group: Group) -> None:
-    """JAX aborts in a thread of its own when process 0 is gone, and Python has no say in it but as
-    a C signal handler. An abort for another reason goes on as one."""
+def end_well_on_abort(group: Group) -> None:
+    """JAX aborts, in a thread of its own, when process 0 is gone or others are while it brings them
+    together, and Python has no say in it but as a C signal handler. An abort for another reason
+    goes on as one."""
     global _on_abort
 
     def aborted(number: int) -> None:
         assert number == signal.SIGABRT
         gone = group.silent()
+        if group.client is None:
+            gone = [i for i in range(len(group.names)) if i != group.index]
         if group.index:
             host, _colon, port = group.coordinator.rpartition(":")
             try:
