@@ -51,6 +51,7 @@ from biomedlm_jax.saves import (
     restored,
     state_handler,
     steps_in,
+    unanswered,
 )
 from biomedlm_jax.step import State, init, state_shardings
 
@@ -243,11 +244,12 @@ class Checkpoints:
     def _reported(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:
+        except Exception as error:
             # How tensorstore reports what the storage refused; another ValueError is a bug.
-            if isinstance(error, ValueError) and not REFUSED.search(str(error)):
+            refused = isinstance(error, ValueError) and REFUSED.search(str(error))
+            if not (refused or isinstance(error, OSError) or unanswered(error)):
                 raise
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"a checkpoint could not be written to {folder_of(self.workdir)}; those that were "
                 "there are whole. See that --workdir is there and can be written, remove the cause "

@@ -152,7 +152,7 @@ class _Lease:
         if self.lost:
             return
         try:
-            self.store.write(LEASE, None, if_equal=self.generation).result(RENEWED)
+            self.store.write(LEASE, None, if_equal=self.generation).result(COUNTS)
         except (OSError, ValueError) as error:  # the run itself has come to its end
             print(
                 f"{self.workdir}/{LEASE} could not be removed and counts for {COUNTS:.0f} s: "
@@ -178,7 +178,7 @@ class _Lease:
     def _renew(self) -> None:
         while not self.ended.wait(RENEWED):
             try:
-                if not self._write(RENEWED):
+                if not self._write(COUNTS - RENEWED):
                     self.lost = f"another run has taken or removed {LEASE}"
                     return
             except (OSError, ValueError) as error:
@@ -203,8 +203,8 @@ def _machine() -> str:
 
 
 def _dead(content: bytes) -> bool:
-    """Whether a lease is that of a process of this machine that is no more. One whose number another
-    process has by now counts as alive."""
+    """Whether a lease is that of a process of this machine that is no more. One whose number is
+    another's by now counts as alive."""
     found = _loaded(content)
     machine, pid = found.get("machine"), found.get("pid")
     if not machine or machine != _machine() or type(pid) is not int or pid <= 0:

@@ -31,6 +31,7 @@ from biomedlm_jax.config import Experiment, flat
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.held_out import TOTAL, Scores
 from biomedlm_jax.journal import Journal
+from biomedlm_jax.saves import unanswered
 
 # Dense bfloat16 flops per second of one JAX device, from the vendors' data sheets. The key is in
 # `jax.Device.device_kind`.
@@ -302,11 +303,13 @@ class Board:
             elif time.monotonic() - self.opened > journal.SECONDS:
                 self.writer.close()
                 self.writer = None
-        except OSError as error:
+        except Exception as error:
+            if not (isinstance(error, OSError) or unanswered(error)):
+                raise
             raise UserError(
                 f"TensorBoard's files can not be written to {self.folder}: "
-                f"{error.strerror or error}; the run's checkpoints are whole. Remove the cause and "
-                "give the same command again"
+                f"{getattr(error, 'strerror', None) or error}; the run's checkpoints are whole. "
+                "Remove the cause and give the same command again"
             ) from error
 
     def _record(self, **content: Any) -> None:

