@@ -45,6 +45,7 @@ from biomedlm_jax.saves import (
     damage,
     differing,
     folder_of,
+    in_cloud,
     move,
     none_whole,
     read_position,
@@ -319,9 +320,13 @@ def claim(workdir: epath.PathLike, experiment: Experiment, store: TokenStore) ->
     (workdir / "vocabulary").mkdir(parents=True, exist_ok=True)
     vocabulary = workdir / "vocabulary" / store.vocabulary_path.name
     vocabulary.write_bytes(store.vocabulary_path.read_bytes())
-    partial = workdir / "config.partial"
-    partial.write_text(json.dumps(dataclasses.asdict(ours), indent=2) + "\n")
-    partial.replace(file)
+    text = json.dumps(dataclasses.asdict(ours), indent=2) + "\n"
+    if in_cloud(workdir):  # where nothing has a name before it is whole
+        file.write_text(text)
+    else:
+        partial = workdir / "config.partial"
+        partial.write_text(text)
+        partial.replace(file)
 
 
 def read_claim(workdir: epath.PathLike) -> Claim:

@@ -252,7 +252,7 @@ class Writer:
 
     def flush(self) -> None:
         if self.active:
-            for file in (self.lines, self.samples, self.events):
+            for file in (self.lines, self.samples, self.events, self.board):
                 file.flush()
 
     def close(self) -> None:
@@ -278,7 +278,8 @@ class Writer:
 
 class Board:
     """TensorBoard's event files, written at once and here, not by a thread of TensorBoard's, where
-    a full disk would go unnoticed. On gs://, where a file can not grow, there is one a minute."""
+    a full disk would go unnoticed. On gs://, where a file can not grow, there is one a minute and
+    one at each `flush`."""
 
     def __init__(self, folder: epath.Path, first: int):
         self.folder, self.remote = folder, str(folder).startswith("gs://")
@@ -291,8 +292,15 @@ class Board:
         scalars = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
         self._event(step=step, summary=Summary(value=scalars))
 
+    def flush(self) -> None:
+        """All values are where others can read them."""
+        if self.remote and self.writer is not None:
+            with self._reported():
+                self.writer.close()
+            self.writer = None
+
     def _event(self, **content: Any) -> None:
-        try:
+        with self._reported():
             if self.writer is None:
                 file = self.folder / f"events.out.tfevents.{time.time_ns()}"
                 self.writer, self.opened = RecordWriter(file.open("wb")), time.monotonic()
@@ -301,8 +309,12 @@ class Board:
             if not self.remote:
                 self.writer.flush()
             elif time.monotonic() - self.opened > journal.SECONDS:
-                self.writer.close()
-                self.writer = None
+                self.flush()
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             if not (isinstance(error, OSError) or unanswered(error)):
                 raise
@@ -317,6 +329,7 @@ class Board:
         self.writer.write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def close(self) -> None:
+        self.flush()
         with contextlib.suppress(OSError):  # what it still held was refused and reported before
             if self.writer is not None:
                 self.writer.close()

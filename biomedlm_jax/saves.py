@@ -145,7 +145,7 @@ def move(source: epath.Path, target: epath.Path) -> None:
         (target / name).write_bytes(path.read_bytes())
     # First what makes it a save, so that what a kill leaves is none.
     for path, _ in sorted(files, key=lambda file: file[0].name != "commit_success.txt"):
-        path.unlink()
+        path.unlink(missing_ok=True)  # as it is where the first answer to this was lost
     if source.exists():
         source.rmtree()
 

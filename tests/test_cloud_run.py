@@ -10,6 +10,7 @@ import time
 
 import pytest
 from etils import epath
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from biomedlm_jax import lock
 from biomedlm_jax.entry import UserError
@@ -81,7 +82,7 @@ RUN = "gs://corpus/run"
 @pytest.fixture(scope="module")
 def cloud(store):
     """The environment of a machine with a store on gs://, and its way there."""
-    with serving("corpus", "closed", every=40) as (environment, way):
+    with serving("corpus", "closed", every=50) as (environment, way):
         python(environment, COPY, store, "gs://corpus/store")
         yield environment, way
 
@@ -149,6 +150,8 @@ def test_a_whole_run_on_the_cloud(cloud, store, tmp_path, monkeypatch):
     assert_same(tmp_path / "copy", tmp_path / "run")
     for name in ("samples", "events"):
         assert lines(tmp_path / "copy", name)
+    board = EventAccumulator(str(tmp_path / "copy/tensorboard")).Reload()
+    assert [point.step for point in board.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_buckets_that_are_not_ours_are_refused(cloud):
