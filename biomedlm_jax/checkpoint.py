@@ -45,12 +45,14 @@ from biomedlm_jax.saves import (
     damage,
     differing,
     folder_of,
+    in_cloud,
     move,
     none_whole,
     read_position,
     restored,
     state_handler,
     steps_in,
+    unanswered,
 )
 from biomedlm_jax.step import State, init, state_shardings
 
@@ -243,13 +245,15 @@ class Checkpoints:
     def _reported(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:
+        except Exception as error:
             # How tensorstore reports what the storage refused; another ValueError is a bug, or the
             # end of another host.
-            refused = not hosts.lost(error) and REFUSED.search(str(error))
-            if isinstance(error, ValueError) and not refused:
+            refused = isinstance(error, ValueError) and REFUSED.search(str(error))
+            if hosts.lost(error) or not (
+                refused or isinstance(error, OSError) or unanswered(error)
+            ):
                 raise
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"a checkpoint could not be written to {folder_of(self.workdir)}; those that were "
                 "there are whole. See that --workdir is there and can be written, remove the cause "
@@ -319,9 +323,13 @@ def claim(workdir: epath.PathLike, experiment: Experiment, store: TokenStore) ->
     (workdir / "vocabulary").mkdir(parents=True, exist_ok=True)
     vocabulary = workdir / "vocabulary" / store.vocabulary_path.name
     vocabulary.write_bytes(store.vocabulary_path.read_bytes())
-    partial = workdir / "config.partial"
-    partial.write_text(json.dumps(dataclasses.asdict(ours), indent=2) + "\n")
-    partial.replace(file)
+    text = json.dumps(dataclasses.asdict(ours), indent=2) + "\n"
+    if in_cloud(workdir):  # where nothing has a name before it is whole
+        file.write_text(text)
+    else:
+        partial = workdir / "config.partial"
+        partial.write_text(text)
+        partial.replace(file)
 
 
 def read_claim(workdir: epath.PathLike) -> Claim:

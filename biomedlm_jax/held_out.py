@@ -11,11 +11,11 @@ import itertools
 import lzma
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
@@ -167,10 +167,10 @@ def xz_bits_per_byte(documents: list[str]) -> float:
     return 8 * len(packed) / sum(len(document.encode()) for document in documents)
 
 
-def main(workdir: Path, moved: str | None = None) -> None:
+def main(workdir: epath.PathLike, moved: str | None = None) -> None:
     claim = checkpoint.read_claim(workdir)
     path = moved or claim.experiment.data.store
-    if not Path(path).is_dir():
+    if not epath.Path(path).is_dir():
         raise UserError(
             f"{path}, the store that the run in {workdir} was trained on, is not there; say where "
             "it is with --store=DIR"
@@ -224,4 +224,4 @@ def table(scores: Scores, done: int, xz: float) -> list[str]:
 if __name__ == "__main__":
     CHECKPOINT = flags.DEFINE_string("checkpoint", None, "the --workdir of a run", required=True)
     STORE = flags.DEFINE_string("store", None, "the run's token store, if it has moved")
-    entry.run(lambda: main(Path(CHECKPOINT.value), STORE.value))
+    entry.run(lambda: main(epath.Path(CHECKPOINT.value), STORE.value))

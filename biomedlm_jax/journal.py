@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from biomedlm_jax.entry import UserError
+from biomedlm_jax.saves import unanswered
 
 SECONDS = 60  # between two uploads
 
@@ -71,11 +72,13 @@ class Journal:
     def _try(self, action: Callable[[], Any]) -> None:
         try:
             action()
-        except OSError as error:
+        except Exception as error:
+            if not (isinstance(error, OSError) or unanswered(error)):
+                raise
             raise UserError(
                 f"{self.file.name} can not be written to --workdir={self.file.parent}: "
-                f"{error.strerror or error}; its checkpoints are whole. Remove the cause and give "
-                "the same command again"
+                f"{getattr(error, 'strerror', None) or error}; its checkpoints are whole. "
+                "Remove the cause and give the same command again"
             ) from error
 
 

@@ -19,10 +19,13 @@ class Judge:
 
     documents: the ids in the batch with which an update was made, by its number from 0.
     event: writes to the run's journal; called as event(kind, step, **values).
+    say: tells people, on one of several processes.
     """
 
-    def __init__(self, run: Run, documents: Callable[[int], list[str]], event: Callable) -> None:
-        self.run, self.documents, self.event = run, documents, event
+    def __init__(
+        self, run: Run, documents: Callable[[int], list[str]], event: Callable, say: Callable
+    ) -> None:
+        self.run, self.documents, self.event, self.say = run, documents, event, say
         self.mean = self.variance = 0.0
         self.seen = 0
 
@@ -48,10 +51,7 @@ class Judge:
                     f"`python -m biomedlm_jax.pipeline.inspect --step={step - 1}`, or lower "
                     "config.optimizer.peak_lr"
                 )
-            print(
-                f"step {step}: {what}; the update was left out. Its batch has {_some(found)}",
-                flush=True,
-            )
+            self.say(f"step {step}: {what}; the update was left out. Its batch has {_some(found)}")
             return
         if wrong := [f"{name} is {x}" for name, x in values.items() if not _finite(x)]:
             raise UserError(
@@ -67,10 +67,9 @@ class Judge:
         if limit and self.seen >= WINDOW and loss > self.mean + limit * sigma:
             found = self.documents(step - 1)
             self.event("spike", step, loss=loss, mean=self.mean, sigma=sigma, documents=found)
-            print(
+            self.say(
                 f"step {step}: loss {loss:.4f} is {(loss - self.mean) / sigma:.1f} standard "
-                f"deviations above the {self.mean:.4f} before it. Its batch has {_some(found)}",
-                flush=True,
+                f"deviations above the {self.mean:.4f} before it. Its batch has {_some(found)}"
             )
         self.seen += 1
         weight = max(1 / self.seen, 1 / WINDOW)  # the plain mean of the first ones

@@ -2,8 +2,8 @@
 
 In a local folder that is a lock of the operating system on WORKDIR/lock, which ends with the
 process however that ends. On gs:// it is WORKDIR/lease.json, which its owner writes anew every 20
-seconds and which counts for 90; every write names the version it replaces, so that of two runs that
-find it old only one gets it.
+seconds and which counts for 90, or until its process is seen to be dead on this machine; every
+write names the version it replaces, so that of two runs that find it old only one gets it.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -115,67 +116,106 @@ class _Lease:
         bucket, _, prefix = str(workdir).removeprefix("gs://").partition("/")
         path = f"{prefix.rstrip('/')}/" if prefix else ""
         self.spec = {"driver": "gcs", "bucket": bucket, "path": path}
-        self.mine = _holder() | {"id": uuid.uuid4().hex}
+        self.mine = _holder() | {"machine": _machine(), "id": uuid.uuid4().hex}
         self.lost, self.renewed, self.generation = "", 0.0, b""
         self.ended = threading.Event()
 
     def take(self) -> None:
         with _reported(self.workdir):
             self.store = ts.KvStore.open(self.spec).result()
-            found = self.store.read(LEASE).result()
+            found = self.store.read(LEASE).result(COUNTS)
             if found.state == "value":
                 age = time.time() - _written(found.value)
-                if age < COUNTS:
+                if age < COUNTS and not _dead(found.value):
                     when = f"it ends by itself {COUNTS - age:.0f} s from now if that run is dead"
                     raise _taken(self.workdir, found.value, when)
             self.generation = found.stamp.generation
-            if not self._write():
-                raise _taken(self.workdir, self.store.read(LEASE).result().value, "it was quicker")
+            if not self._write(COUNTS):
+                quicker = self.store.read(LEASE).result(COUNTS).value
+                raise _taken(self.workdir, quicker, "it was quicker")
         self.thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self.thread.start()
 
     def check(self) -> None:
-        if self.lost:
+        lost = self.lost
+        if not lost and time.monotonic() - self.renewed > COUNTS - RENEWED:
+            lost = f"{LEASE} could not be renewed in time"
+        if lost:
             raise UserError(
-                f"--workdir={self.workdir} is no longer this run's: {self.lost}. What was saved is "
+                f"--workdir={self.workdir} is no longer this run's: {lost}. What was saved is "
                 "whole; see that no other run is in it and give the same command again"
             )
 
     def release(self) -> None:
         self.ended.set()
         self.thread.join()
-        if not self.lost:
-            with _reported(self.workdir):
-                self.store.write(LEASE, None, if_equal=self.generation).result()
+        if self.lost:
+            return
+        try:
+            self.store.write(LEASE, None, if_equal=self.generation).result(COUNTS)
+        except (OSError, ValueError) as error:  # the run itself has come to its end
+            print(
+                f"{self.workdir}/{LEASE} could not be removed and counts for {COUNTS:.0f} s: "
+                f"{_line(error)}",
+                file=sys.stderr,
+            )
 
-    def _write(self) -> bool:
-        """Whether nobody has written since."""
+    def _write(self, seconds: float) -> bool:
+        """Whether nobody has written since. tensorstore tries again for a quarter of an hour, which
+        is longer than a lease counts; TimeoutError, an OSError, after `seconds`."""
         content = json.dumps(self.mine | {"written": time.time()})
-        stamp = self.store.write(LEASE, content, if_equal=self.generation).result()
+        began = time.monotonic()
+        stamp = self.store.write(LEASE, content, if_equal=self.generation).result(seconds)
         if not stamp.generation:
             # The answer to a write that was made may be lost, and its repetition then refused.
-            found = self.store.read(LEASE).result()
+            found = self.store.read(LEASE).result(seconds)
             if found.state != "value" or _loaded(found.value).get("id") != self.mine["id"]:
                 return False
             stamp = found.stamp
-        self.generation, self.renewed = stamp.generation, time.monotonic()
+        self.generation, self.renewed = stamp.generation, began
         return True
 
     def _renew(self) -> None:
         while not self.ended.wait(RENEWED):
             try:
-                if not self._write():
+                if not self._write(COUNTS - RENEWED):
                     self.lost = f"another run has taken or removed {LEASE}"
                     return
             except (OSError, ValueError) as error:
                 if time.monotonic() - self.renewed > COUNTS - RENEWED:
-                    self.lost = f"{LEASE} could not be renewed in time: {error}"
+                    self.lost = f"{LEASE} could not be renewed in time: {_line(error)}"
                     return
 
 
 def _holder() -> dict[str, Any]:
     now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
     return {"pid": os.getpid(), "host": socket.gethostname(), "started": now}
+
+
+def _machine() -> str:
+    """The same for all processes that share their numbers with this one, for as long as they do;
+    empty where the system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _dead(content: bytes) -> bool:
+    """Whether a lease is that of a process of this machine that is no more. One whose number is
+    another's by now counts as alive."""
+    found = _loaded(content)
+    machine, pid = found.get("machine"), found.get("pid")
+    if not machine or machine != _machine() or type(pid) is not int or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # there is one, of another user
+        return False
+    return False
 
 
 def _loaded(content: bytes) -> dict[str, Any]:
@@ -224,8 +264,11 @@ def _reported(workdir: epath.Path) -> Any:
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"--workdir={workdir} can not be written: {reason[:300]}; name a folder or an existing "
+            f"--workdir={workdir} can not be written: {_line(error)}; name a folder or an existing "
             "bucket that this process may write to"
         ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -31,6 +31,7 @@ from biomedlm_jax.config import Experiment, flat
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.held_out import TOTAL, Scores
 from biomedlm_jax.journal import Journal
+from biomedlm_jax.saves import unanswered
 
 # Dense bfloat16 flops per second of one JAX device, from the vendors' data sheets. The key is in
 # `jax.Device.device_kind`.
@@ -125,6 +126,7 @@ class Writer:
         self.trained = [0, 0.0]  # steps since the first of this process, and their seconds
         self.active = hosts.primary()
         self.scored: set[int] = set()  # the steps that were evaluated
+        self.ended = True  # whether the run has said that it was over
         self.productive, self.began = 0.0, time.time()
         self.closing = contextlib.ExitStack()
         if not self.active:
@@ -143,7 +145,9 @@ class Writer:
         kept = journal.read(self.lines.file)
         self.scored = {line["step"] for line in kept if "bits_per_byte" in line}
         self.productive = sum(line.get("productive_seconds", 0.0) for line in kept)
-        started = [line["time"] for line in journal.read(self.events.file)]
+        events = journal.read(self.events.file)
+        started = [line["time"] for line in events]
+        self.ended = any(line["event"] == "end" for line in events)
         self.began = min([self.began, *started])
         self.board = Board(workdir / "tensorboard", first)
         self.closing.callback(self.board.close)
@@ -235,6 +239,10 @@ class Writer:
             self.events.write({"time": time.time(), "event": kind, "step": step, **values})
             self.events.flush()
 
+    def say(self, text: str) -> None:
+        if self.active:
+            print(text, flush=True)
+
     def sample(self, step: int, samples: list[dict[str, str]]) -> None:
         if self.active:
             for sample in samples:
@@ -251,7 +259,7 @@ class Writer:
 
     def flush(self) -> None:
         if self.active:
-            for file in (self.lines, self.samples, self.events):
+            for file in (self.lines, self.samples, self.events, self.board):
                 file.flush()
 
     def close(self) -> None:
@@ -277,7 +285,8 @@ class Writer:
 
 class Board:
     """TensorBoard's event files, written at once and here, not by a thread of TensorBoard's, where
-    a full disk would go unnoticed. On gs://, where a file can not grow, there is one a minute."""
+    a full disk would go unnoticed. On gs://, where a file can not grow, there is one a minute and
+    one at each `flush`."""
 
     def __init__(self, folder: epath.Path, first: int):
         self.folder, self.remote = folder, str(folder).startswith("gs://")
@@ -290,8 +299,15 @@ class Board:
         scalars = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
         self._event(step=step, summary=Summary(value=scalars))
 
+    def flush(self) -> None:
+        """All values are where others can read them."""
+        if self.remote and self.writer is not None:
+            with self._reported():
+                self.writer.close()
+            self.writer = None
+
     def _event(self, **content: Any) -> None:
-        try:
+        with self._reported():
             if self.writer is None:
                 file = self.folder / f"events.out.tfevents.{time.time_ns()}"
                 self.writer, self.opened = RecordWriter(file.open("wb")), time.monotonic()
@@ -300,13 +316,19 @@ class Board:
             if not self.remote:
                 self.writer.flush()
             elif time.monotonic() - self.opened > journal.SECONDS:
-                self.writer.close()
-                self.writer = None
-        except OSError as error:
+                self.flush()
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not (isinstance(error, OSError) or unanswered(error)):
+                raise
             raise UserError(
                 f"TensorBoard's files can not be written to {self.folder}: "
-                f"{error.strerror or error}; the run's checkpoints are whole. Remove the cause and "
-                "give the same command again"
+                f"{getattr(error, 'strerror', None) or error}; the run's checkpoints are whole. "
+                "Remove the cause and give the same command again"
             ) from error
 
     def _record(self, **content: Any) -> None:
@@ -314,6 +336,7 @@ class Board:
         self.writer.write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def close(self) -> None:
+        self.flush()
         with contextlib.suppress(OSError):  # what it still held was refused and reported before
             if self.writer is not None:
                 self.writer.close()

@@ -94,8 +94,11 @@ def _watch(group: Group) -> None:
         try:
             group.pulse(str(beat))
             found = group.read(PULSE)
-        except jax.errors.JaxRuntimeError:
-            return  # the service is gone, and JAX aborts for that
+        except jax.errors.JaxRuntimeError:  # it may pass; if the service is gone, JAX aborts
+            if time.monotonic() - group.heard > group.wait_seconds:
+                _die(f"no answer from {group.named([0])} for {group.wait_seconds} s; {ADVICE}")
+            time.sleep(group.period)
+            continue
         group.heard = now = time.monotonic()
         suspended = now - last > 4 * group.period  # this process, so it knows nothing of others
         last = now

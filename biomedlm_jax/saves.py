@@ -9,6 +9,7 @@ import contextlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,23 @@ def damage() -> Iterator[None]:
         reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
         memory = isinstance(cause, (MemoryError, jax.errors.JaxRuntimeError))
         passing = isinstance(cause, (PermissionError, ConnectionError, TimeoutError))
-        if memory or passing or PASSING.search(reason):
+        if memory or passing or unanswered(cause) or PASSING.search(reason):
             raise UserError(
                 "a checkpoint can not be read now, which says nothing about whether it is whole; "
                 f"remove the cause and give the same command again: {reason}"
             ) from error
         raise DamagedError(reason) from error
+
+
+def unanswered(error: BaseException) -> bool:
+    """Whether gs:// has not answered its client, which tries six times within a minute and has
+    classes of its own for that; not all of them are OSError."""
+    if "gcsfs" not in sys.modules:
+        return False
+    from gcsfs.retry import is_retriable  # it takes a second, which runs on a disk do not need
+    from google.auth.exceptions import GoogleAuthError
+
+    return is_retriable(error) or isinstance(error, GoogleAuthError)
 
 
 def read_position(folder: epath.Path, step: int) -> dict[str, Any]:
@@ -90,8 +102,8 @@ def steps_in(workdir: epath.Path) -> list[int]:
 
 
 def check_room(workdir: epath.Path, state: Any) -> None:
-    """Raises UserError where the folder is gone, or its disk has no room for what this host has to
-    write of `state`."""
+    """Raises UserError where the folder is gone, or its disk has no room for `state`, all of
+    whose hosts write to it."""
     if not workdir.exists():
         raise UserError(
             f"--workdir={workdir} is gone, so nothing can be saved there; put it back or "
@@ -99,12 +111,7 @@ def check_room(workdir: epath.Path, state: Any) -> None:
         )
     if in_cloud(workdir):
         return
-    needed = sum(
-        piece.data.nbytes
-        for array in jax.tree.leaves(state)
-        for piece in array.addressable_shards
-        if piece.replica_id == 0
-    )
+    needed = sum(array.nbytes for array in jax.tree.leaves(state))
     folder = folder_of(workdir)
     free = shutil.disk_usage(folder if folder.exists() else workdir).free
     if free < needed:  # asked first, for a save that fails half-way fails in many voices
@@ -133,7 +140,7 @@ def move(source: epath.Path, target: epath.Path) -> None:
         (target / name).write_bytes(path.read_bytes())
     # First what makes it a save, so that what a kill leaves is none.
     for path, _ in sorted(files, key=lambda file: file[0].name != "commit_success.txt"):
-        path.unlink()
+        path.unlink(missing_ok=True)  # as it is where the first answer to this was lost
     if source.exists():
         source.rmtree()
 

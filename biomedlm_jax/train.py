@@ -14,7 +14,7 @@ from biomedlm_jax import mesh as meshes
 from biomedlm_jax import step as steps
 from biomedlm_jax.checkpoint import Checkpoints
 from biomedlm_jax.config import Experiment
-from biomedlm_jax.entry import Preempted
+from biomedlm_jax.entry import Preempted, UserError
 from biomedlm_jax.held_out import Evaluator
 from biomedlm_jax.judge import Judge
 from biomedlm_jax.lock import Lock
@@ -24,6 +24,8 @@ from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.sample import continuations
 from biomedlm_jax.step import State
 from biomedlm_jax.watch import Preemption, Profiler, Watchdog
+
+COMPILING = 10  # times run.hang_seconds: what the first of a kind may take, and a save
 
 
 def fit(
@@ -49,6 +51,16 @@ def fit(
     startup.done("imports and hosts")
     with ExitStack() as stack:
         stack.enter_context(hosts.naming_lost_hosts())
+        # Closed last: a save that is waited for at the end may be asked to hurry, or hang.
+        preemption = stack.enter_context(closing(Preemption()))
+        profiler = stack.enter_context(closing(Profiler(str(workdir / "profile"), profile_at)))
+        stacks = (
+            None
+            if str(workdir).startswith("gs://")
+            else Path(workdir) / f"stacks_{jax.process_index()}.txt"
+        )
+        watchdog = stack.enter_context(closing(Watchdog(run.hang_seconds, stacks)))
+        watchdog.allow(COMPILING * run.hang_seconds)
 
         # ---- Mesh and data: everything that can be refused is refused here -----------------
         mesh = meshes.make(experiment)
@@ -65,16 +77,22 @@ def fit(
         )
         held_out = TokenStore(experiment.data.store, "heldout") if run.eval_every else None
         evaluate = Evaluator(experiment, mesh, held_out, run.eval_batches) if held_out else None
-        if hosts.primary():
-            stack.enter_context(Lock(workdir))
+        lock = stack.enter_context(Lock(workdir)) if hosts.primary() else None
         saves = stack.enter_context(closing(Checkpoints(workdir, experiment, store)))
         startup.done("devices and data")
 
         # ---- State: the newest save if there is one, else a fresh start --------------------
-        state = saves.latest(mesh) or started(experiment, mesh)
+        with watchdog.paused():  # may be terabytes, and hosts wait for each other with a limit
+            state = saves.latest(mesh) or started(experiment, mesh)
         first = int(state.step)
+        if profile_at is not None and not first < profile_at < run.steps:
+            raise UserError(
+                f"--profile_at={profile_at} is not in [{first + 1}, {run.steps - 1}], the steps "
+                "that this start makes after its first, which is compiled"
+            )
         writer = stack.enter_context(closing(Writer(workdir, experiment, first, wandb_project)))
-        if first < run.steps:
+        unfinished = first < run.steps or not writer.ended
+        if unfinished:
             writer.started(mesh)
         for damaged in saves.damaged:
             writer.event("damaged", **damaged)
@@ -88,16 +106,8 @@ def fit(
             )
         startup.done("state")
 
-        # ---- What watches the loop: hosts that hang, machines that are taken away -----------
-        stacks = (
-            None
-            if str(workdir).startswith("gs://")
-            else Path(workdir) / f"stacks_{jax.process_index()}.txt"
-        )
-        watchdog = stack.enter_context(closing(Watchdog(run.hang_seconds, stacks)))
-        preemption = stack.enter_context(closing(Preemption()))
-        profiler = stack.enter_context(closing(Profiler(str(workdir / "profile"), profile_at)))
-        judge = Judge(run, loader.documents, writer.event)
+        # ---- What watches the loop: numbers, hosts that hang, machines that are taken away ---
+        judge = Judge(run, loader.documents, writer.event, writer.say)
         looks = itertools.count()  # the same on every process
         stop = False
 
@@ -108,7 +118,7 @@ def fit(
 
         # ---- Loop: the order evaluate, save, next batch, step is part of the contract ------
         train_step = steps.train_step(experiment, mesh)
-        batches = stack.enter_context(closing(loader.batches(first, run.steps)))
+        batches = stack.enter_context(closing(loader.coming(first, run.steps)))
         pending = None  # the metrics of the last step are read while the next one is under way
         compiled = None
         saved = first if first else None
@@ -135,14 +145,20 @@ def fit(
             assert evaluate is not None
             assert held_out is not None
             with contextlib.suppress(Preempted), writer.evaluation(done):
-                writer.held_out(done, evaluate(state.scored, each))
+                watchdog.allow(COMPILING * run.hang_seconds)
+                scores = evaluate(state.scored, each)
+                watchdog.allow(COMPILING * run.hang_seconds)
                 if run.sample_tokens:
                     writer.sample(done, continuations(experiment, mesh, state.scored, held_out))
+                writer.held_out(done, scores)  # the last, for it says that this step was scored
 
         def save(done: int) -> None:
             nonlocal saved
             settle()  # a state that is not finite is never saved
+            if lock:
+                lock.check()
             if done != saved:
+                watchdog.allow(COMPILING * run.hang_seconds)
                 with writer.clock.doing("save"):
                     saves.save(state, done)
                 writer.event("save", done, stall_seconds=round(saves.stalled, 4))
@@ -160,17 +176,19 @@ def fit(
                 if done:
                     save(done)
                 writer.event("preempted", done)
-                raise Preempted(
-                    f"stopped at step {done} as asked, and saved; the same command goes on"
-                )
+                kept = ", and saved" if done else ""
+                raise Preempted(f"stopped at step {done} as asked{kept}; the same command goes on")
             if done == run.steps:
                 break
 
+            coming = next(batches)  # after the save, so that a restart sees this batch too
+            if not coming.done():
+                settle()  # while the devices compute, nobody waits for data
             with writer.clock.doing("data"):
-                batch = next(batches)  # after the save, so that a restart sees this batch too
+                batch = coming.result()
             if compiled is None:
                 startup.done("first batch")
-                watchdog.allow(10 * run.hang_seconds)
+                watchdog.allow(COMPILING * run.hang_seconds)
                 compiled = train_step.lower(state, *batch).compile()
                 startup.done("compile")
                 state, metrics = compiled(state, *batch)
@@ -184,7 +202,7 @@ def fit(
             pending = (done + 1, metrics)
 
         settle()
-        if first < run.steps:
+        if unfinished:
             writer.event("end", run.steps, goodput=writer.goodput())
     if hosts.primary():
         plot(workdir)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from biomedlm_jax import checkpoint, checksums, lock, saves, step
+from biomedlm_jax import checkpoint, checksums, entry, hosts, lock, saves, step
 from biomedlm_jax.checkpoint import Checkpoints
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.lock import Lock
@@ -373,9 +373,7 @@ def test_a_folder_that_can_not_be_written_is_refused(tmp_path):
 
 def host(workdir: str, store: str, output: str, address: str, index: str) -> None:
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 1)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(address, 2, int(index))
+    hosts.connect(address, 2, int(index), 60, cpu_devices=lambda processes: 1)
     experiment, mesh = on(changed(TINY, data__store=store, run__save_every=1), 1, 2, 1)
     read = checkpoint.restored
 
@@ -394,6 +392,8 @@ def host(workdir: str, store: str, output: str, address: str, index: str) -> Non
         again = int(checkpoints.latest(mesh).step)
     damaged = json.dumps([first, again, [x["reason"] for x in checkpoints.damaged]])
     (saves.absolute(output) / index).write_text(damaged)
+    assert entry.leave
+    entry.leave(0)
     jax.distributed.shutdown()
 
 
@@ -404,13 +404,13 @@ def test_a_piece_that_one_host_can_not_read(run, store, tmp_path):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, "-m", "tests.test_checkpoint", workdir, store, tmp_path, address]
-    hosts = [
+    processes = [
         subprocess.Popen(
             [*map(str, command), str(index)], cwd=ROOT, text=True, stderr=subprocess.PIPE
         )
         for index in (0, 1)
     ]
-    for process in hosts:
+    for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors[-3000:]
     for index in "01":

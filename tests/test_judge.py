@@ -16,7 +16,7 @@ class Run:
     def __init__(self, **settings):
         run = changed(TINY, **{f"run__{name}": value for name, value in settings.items()}).run
         self.events = []
-        self.judge = Judge(run, lambda batch: [f"PMID:{batch}"] * 7, self.event)
+        self.judge = Judge(run, lambda batch: [f"PMID:{batch}"] * 7, self.event, print)
 
     def event(self, kind, step, **values):
         self.events.append((kind, step, values))

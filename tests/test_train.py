@@ -180,20 +180,20 @@ def fit_until(experiment, workdir, step_number):
     class StoppedError(Exception):
         pass
 
-    batches = Loader.batches
+    coming = Loader.coming
 
     def cut(self, first, last):
-        for number, batch in enumerate(batches(self, first, last), first):
+        for number, batch in enumerate(coming(self, first, last), first):
             if number == step_number:
                 raise StoppedError
             yield batch
 
-    Loader.batches = cut
+    Loader.coming = cut
     try:
         with pytest.raises(StoppedError):
             fit(experiment, workdir)
     finally:
-        Loader.batches = batches
+        Loader.coming = coming
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,13 @@ from pathlib import Path
 import safetensors
 import safetensors.numpy
 from absl import flags
+from etils import epath
 from tqdm import tqdm
 
 from biomedlm_jax import entry
 from biomedlm_jax.config import Model
 from biomedlm_jax.hf import names, tokenizer
-from biomedlm_jax.pipeline.vocabulary import END_OF_TEXT, Vocabulary
+from biomedlm_jax.pipeline.vocabulary import END_OF_TEXT, Place, Vocabulary
 
 CARD = """\
 ---
@@ -70,7 +71,7 @@ KINDS = {
 def save(
     params: Mapping,
     model: Model,
-    vocabulary: Path,
+    vocabulary: Place,
     output: Path,
     *,
     extra: Mapping[str, object],
@@ -175,7 +176,7 @@ def _write_json(path: Path, values: Mapping[str, object]) -> None:
 def main() -> None:
     from biomedlm_jax import checkpoint
 
-    workdir, output = Path(flags.FLAGS.checkpoint), Path(flags.FLAGS.output)
+    workdir, output = epath.Path(flags.FLAGS.checkpoint), Path(flags.FLAGS.output)
     entry.check_output(output)
     trained_with = checkpoint.read_claim(workdir).vocabulary_sha256
     if not (workdir / "vocabulary").is_dir():
@@ -189,10 +190,10 @@ def main() -> None:
     experiment, params, step = checkpoint.load(workdir)
     seen = step * experiment.data.batch * experiment.model.context
     extra = {"step": step, "tokens seen in training": f"{seen:,}"}
-    save(params, experiment.model, Path(vocabulary.path), output, extra=extra)
+    save(params, experiment.model, vocabulary.path, output, extra=extra)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("checkpoint", None, "Folder that training wrote.", required=True)
+    flags.DEFINE_string("checkpoint", None, "The --workdir of a run.", required=True)
     flags.DEFINE_string("output", None, "Folder to write; absent or empty.", required=True)
     entry.run(main)

@@ -29,7 +29,7 @@ from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.pipeline.vocabulary import END_OF_TEXT, Vocabulary
+from biomedlm_jax.pipeline.vocabulary import END_OF_TEXT, Place, Vocabulary
 
 # pyright: reportAttributeAccessIssue=false
 # protobuf makes the classes of sentencepiece_model_pb2 when it is imported.
@@ -38,7 +38,7 @@ SPACE = "\u2581"  # what SentencePiece stores for a space
 Piece = sentencepiece_model.ModelProto.SentencePiece
 
 
-def convert(vocabulary: Path) -> Tokenizer:
+def convert(vocabulary: Place) -> Tokenizer:
     """The tokenizer that gives the ids of the vocabulary in the file `vocabulary`.
 
     Raises:
@@ -47,7 +47,7 @@ def convert(vocabulary: Path) -> Tokenizer:
     """
     ours = Vocabulary(vocabulary)
     if ours.kind == "byte_level":
-        return Tokenizer.from_file(str(ours.path))
+        return Tokenizer.from_str(ours.path.read_text(encoding="utf-8"))
     proto = sentencepiece_model.ModelProto()
     proto.ParseFromString(ours.path.read_bytes())
     if refused := _refused(proto):

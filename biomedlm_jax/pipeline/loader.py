@@ -12,7 +12,8 @@ tokens after the last whole block (fewer than a block) are not used.
 
 import itertools
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import NamedTuple
 
 import jax
@@ -102,10 +103,16 @@ class Loader:
     def batches(self, first: int, last: int) -> Generator[Batch, None, None]:
         """Batches first, ..., last - 1; the next one is read while the present one is used. An
         error in reading is raised where its batch is due; closing the iterator ends its thread."""
+        with closing(self.coming(first, last)) as coming:
+            for batch in coming:
+                yield batch.result()
+
+    def coming(self, first: int, last: int) -> Generator[Future[Batch], None, None]:
+        """The same, each perhaps still being read."""
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as reader:
             ahead = None
             for step in range(first, last):
-                present = ahead.result() if ahead else self.batch(step)
+                present = ahead or reader.submit(self.batch, step)
                 ahead = reader.submit(self.batch, step + 1) if step + 1 < last else None
                 yield present
 
