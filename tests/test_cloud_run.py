@@ -69,6 +69,11 @@ for workdir in sys.argv[1:]:
         Lock(workdir).__enter__()
     except entry.UserError as error:
         print(error)
+from biomedlm_jax.pipeline.store import TokenStore
+try:
+    TokenStore("gs://closed/store", "train")
+except entry.UserError as error:
+    print(error)
 from gcsfs.retry import HttpError
 try:
     with damage():
@@ -156,7 +161,9 @@ def test_a_whole_run_on_the_cloud(cloud, store, tmp_path, monkeypatch):
 
 def test_buckets_that_are_not_ours_are_refused(cloud):
     environment, _ = cloud
-    *said, damage = python(environment, REFUSED, "gs://nowhere/run", "gs://closed/run").splitlines()
+    found = python(environment, REFUSED, "gs://nowhere/run", "gs://closed/run").splitlines()
+    *said, store, damage = found
+    assert store.startswith("config.data.store=gs://closed/store can not be read: Forbidden")
     for bucket, line in zip(("nowhere", "closed"), said, strict=True):
         assert line.startswith(f"--workdir=gs://{bucket}/run can not be written: "), line
     assert "says nothing about whether it is whole" in damage

@@ -225,7 +225,14 @@ class TokenStore:
 
 def _read_manifest(path: epath.Path) -> dict[str, Any]:
     file = path / "manifest.json"
-    if not file.exists():
+    try:
+        there = file.exists()
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"config.data.store={path} can not be read: {reason}; see that this process may"
+        ) from error
+    if not there:
         raise UserError(
             f"config.data.store={path} is no token store: it has no manifest.json; write one with "
             "`python -m data.tokenize`, or wait until it has finished"
