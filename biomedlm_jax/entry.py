@@ -44,9 +44,10 @@ def run(main: Callable[[], None], check: Callable[[list[str]], None] | None = No
     """
 
     def guarded(argv: list[str]) -> None:
-        # JAX logs every backend that is not there, orbax the stages of every save, and the futures
-        # of a save that failed each their own end; what goes wrong is raised as well.
-        logging.getLogger("jax").setLevel(logging.WARNING)
+        # JAX logs every backend that is not there, gcsfs every file, orbax the stages of every save,
+        # and the futures of a save that failed each their own end; what goes wrong is raised as well.
+        for name in ("jax", "gcsfs"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         for name in ("concurrent.futures", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         absl_logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
