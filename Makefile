@@ -21,8 +21,8 @@ TESTS := $(VENV)/bin/python -m pytest -n $(CPUS) --dist worksteal
 
 export JAX_PLATFORMS ?= cpu
 # Huge pages: XLA:CPU takes the memory of a step anew for each one, and in pages of 4 KiB the system
-# spends a sixth of the processor time of training on handing it out.
-small bench-cpu: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+# spends a sixth of the processor time of training, and half of that of a restore, on handing it out.
+demo small bench-cpu bench-saves: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: setup demo small test test-slow test-faults bench-data bench-cpu bench-saves compilers bench-kernels lint golden clean clean-runs
 

@@ -1,6 +1,7 @@
 """The learning rate, clipping by the global norm, and AdamW, on the pieces that a device stores."""
 
 import collections
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -47,10 +48,11 @@ def norms(tree: dict, specs: dict) -> dict[str, jax.Array]:
     """The 2-norm of all parameters or gradients under "", and of each group of them under its
     layer's name ("qkv", "tokens"): float32, each piece counted once wherever it is stored."""
     flat, _ = jax.tree.flatten_with_path(tree)
-    by_axes: dict = collections.defaultdict(lambda: collections.defaultdict(float))
+    zero = partial(jnp.float32, 0)
+    by_axes = collections.defaultdict(lambda: collections.defaultdict(zero))
     for (path, leaf), spec in zip(flat, jax.tree.leaves(specs), strict=True):
         by_axes[mesh_axes(spec)][group(path)] += jnp.sum(jnp.square(leaf))
-    squares: dict = collections.defaultdict(float)
+    squares = collections.defaultdict(zero)
     for over, sums in by_axes.items():  # one collective for each way of storing
         for name, part in (jax.lax.psum(dict(sums), over) if over else sums).items():
             squares[name] += part
