@@ -44,7 +44,7 @@ def run(main: Callable[[], None], check: Callable[[list[str]], None] | None = No
     """
 
     def guarded(argv: list[str]) -> None:
-        # JAX logs every backend that is not there, gcsfs every file, orbax the stages of a save, and
+        # JAX logs every backend that is not there, gcsfs every file, orbax the stages of a save,
         # the futures of a save that failed each their own end; what goes wrong is raised as well.
         for name in ("jax", "gcsfs"):
             logging.getLogger(name).setLevel(logging.WARNING)
