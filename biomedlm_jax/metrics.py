@@ -12,6 +12,7 @@ started: what compiling, waiting, saves, evaluation, restarts and steps done twi
 
 import collections
 import contextlib
+import importlib
 import math
 import time
 from collections.abc import Iterator
@@ -65,6 +66,21 @@ def peak_flops(devices: list) -> tuple[float, str]:
     if devices[0].platform != "cpu":  # devices of a CPU share its cores
         peak *= len(devices)
     return peak, f"{peak / 1e9:,.0f} GFLOP/s of a float32 product timed on this {kind}"
+
+
+def weights_and_biases(project: str) -> Any:
+    """Its module.
+
+    Raises:
+      UserError: it can not be imported.
+    """
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise UserError(
+            f"--wandb_project={project} needs Weights & Biases, which is not here ({error}): "
+            "pip install wandb"
+        ) from error
 
 
 class Clock:
@@ -266,13 +282,7 @@ class Writer:
         self.closing.close()
 
     def _wandb(self, project: str, workdir: epath.Path) -> Any:
-        try:
-            import wandb  # pyright: ignore
-        except ImportError as error:
-            raise UserError(
-                f"--wandb_project={project} needs Weights & Biases: pip install wandb"
-            ) from error
-        run = wandb.init(
+        run = weights_and_biases(project).init(
             project=project,
             id=f"{workdir.name}-{int(self.began)}",  # the same after a restart
             resume="allow",

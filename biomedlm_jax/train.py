@@ -18,7 +18,7 @@ from biomedlm_jax.entry import Preempted, UserError
 from biomedlm_jax.held_out import Evaluator
 from biomedlm_jax.judge import Judge
 from biomedlm_jax.lock import Lock
-from biomedlm_jax.metrics import Startup, Writer, plot
+from biomedlm_jax.metrics import Startup, Writer, plot, weights_and_biases
 from biomedlm_jax.pipeline.loader import Loader
 from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.sample import continuations
@@ -63,6 +63,8 @@ def fit(
         watchdog.allow(COMPILING * run.hang_seconds)
 
         # ---- Mesh and data: everything that can be refused is refused here -----------------
+        if wandb_project:
+            weights_and_biases(wandb_project)
         mesh = meshes.make(experiment)
         store = TokenStore(experiment.data.store, "train")
         hosts.agree(hosts.facts(experiment, store), run.wait_seconds)

@@ -283,6 +283,7 @@ def test_a_save_that_was_cut_is_passed_over(experiment, uninterrupted, tmp_path)
         (["surplus"], "unexpected 'surplus'"),
         (["--config.run.steps=1e5"], "--config.run.steps=1e5"),
         (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
+        (["--wandb_project=x"], "--wandb_project=x needs Weights & Biases, which is not here"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(flags, message, command, tmp_path):
@@ -319,6 +320,15 @@ def test_a_run_that_has_lost_its_numbers_stops_and_is_not_saved(experiment, tmp_
     _, params, done = checkpoint.load(tmp_path / "run")
     assert done == 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_the_average_is_what_is_exported(experiment, tmp_path):
+    averaged = changed(experiment, optimizer__ema_decay=0.5, run__steps=3, run__eval_every=0)
+    state = jax.device_get(fit(averaged, tmp_path / "run"))
+    _, params, done = checkpoint.load(tmp_path / "run")
+    assert done == 3
+    assert equal(params, state.average)
+    assert not equal(params, state.params)
 
 
 @pytest.fixture
