@@ -114,7 +114,9 @@ def make(experiment: Experiment, devices: list | None = None) -> jax.sharding.Me
     axes = sizes(experiment.mesh, len(devices))
     check(experiment, axes)
     types = (AxisType.Auto,) * len(axes)
-    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    slices = 1
+    if devices[0].platform == "tpu":  # one that is only described has no such attribute
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=devices)
     return jax.sharding.Mesh(over_slices(axes, devices, slices), tuple(axes), axis_types=types)
