@@ -51,7 +51,7 @@ test-slow: setup
 
 test-faults: setup
 	$(TESTS) --durations=0 --durations-min=20 $(wildcard $(patsubst %,tests/test_%.py, \
-	  faults faults_processes processes checkpoint cloud_run watch))
+	  faults faults_processes processes train checkpoint cloud_run watch))
 
 bench-data: setup
 	@test -n "$(CORPUS)" || { echo "error: name the folder of NCBI's files: make bench-data CORPUS=DIR"; exit 2; }

@@ -48,7 +48,12 @@ def one_device() -> np.ndarray:
     return curve(TINY, (1, 1, 1))
 
 
-@pytest.mark.parametrize("mesh", MESHES + CONTEXT, ids=str)
+OFTEN = [(8, 1, 1), (1, 4, 2), (2, 2, 2), (2, 1, 2, 2)]  # the others cost as much and show less
+EVERY = [mesh if mesh in OFTEN else pytest.param(mesh, marks=pytest.mark.slow)
+         for mesh in MESHES + CONTEXT]  # fmt: skip
+
+
+@pytest.mark.parametrize("mesh", EVERY, ids=str)
 def test_losses_agree_on_every_mesh(mesh, one_device):
     np.testing.assert_allclose(curve(TINY, mesh), one_device, rtol=1e-5)
 
@@ -58,7 +63,9 @@ def one_device_packed() -> np.ndarray:
     return curve(PACKED, (1, 1, 1))
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2), (2, 1, 1, 4)], ids=str)
+@pytest.mark.parametrize(
+    "mesh", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2), (2, 1, 1, 4)], ids=str
+)
 def test_losses_of_packed_documents_agree_on_every_mesh(mesh, one_device, one_device_packed):
     """The mean is over the labels that count on all devices, which differ in how many they have."""
     counts = (np.diff(random_segments(0)) == 0).sum(axis=1)

@@ -136,7 +136,7 @@ def shell(command, **options):
     )
 
 
-@pytest.mark.parametrize("at", [3, 7])
+@pytest.mark.parametrize("at", [pytest.param(3, marks=pytest.mark.slow), 7])
 def test_a_killed_run_ends_with_the_same_bits(at, command, uninterrupted, tmp_path):
     """SIGKILL once step `at` has been logged, perhaps in the middle of a save; then again."""
     workdir = tmp_path / "run"
@@ -265,6 +265,7 @@ def test_no_held_out_text_is_refused_before_anything_is_written(experiment, make
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_save_that_was_cut_is_passed_over(experiment, uninterrupted, tmp_path):
     """What a kill in the middle of a save leaves: a folder under orbax's temporary name."""
     workdir = tmp_path / "run"
@@ -345,6 +346,7 @@ def small_disk(uninterrupted, tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before(command, experiment, uninterrupted, small_disk):
     workdir, filler = small_disk / "run", small_disk / "filler"
     fit_until(experiment, workdir, 5)
@@ -401,6 +403,7 @@ def test_held_out_table(uninterrupted, capsys):
     assert last["bits_per_byte"] == last["bits_per_byte/abstract"]
 
 
+@pytest.mark.slow
 def test_a_run_on_packed_documents_ends_as_if_it_had_not_stopped(experiment, tmp_path):
     packed = changed(experiment, data__separators=False, data__segment_ids=True)
     whole = jax.device_get(fit(packed, tmp_path / "whole"))
