@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
         separators=True,  # so that it learns where a text ends, and sampling stops there
         segment_ids=False,
     )
-    config.mesh = dict(data=2, fsdp=1, model=1, context=1)
+    config.mesh = dict(data=1, fsdp=2, model=1, context=1)
     config.optimizer = dict(
         peak_lr=2e-3,
         warmup_steps=50,

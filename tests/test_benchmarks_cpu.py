@@ -13,7 +13,7 @@ def test_both_sides_have_the_same_losses(monkeypatch):
     torch = pytest.importorskip("torch", reason="the peer")
     pytest.importorskip("transformers")
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # of all tests after this one
-    tiny = changed(cpu.EXPERIMENT, mesh__data=8, optimizer__peak_lr=1e-3)
+    tiny = changed(cpu.EXPERIMENT, mesh__data=8, mesh__fsdp=1, optimizer__peak_lr=1e-3)
     tiny = dataclasses.replace(tiny, model=dataclasses.replace(TINY.model, dropout=0.0))
     ours, theirs = cpu.ours(tiny), cpu.pytorch(tiny)
     losses = np.array([(ours(), theirs()) for _ in range(3)])

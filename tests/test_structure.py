@@ -24,6 +24,7 @@ ORDER = [
     "kernels.attention.keep",
     "kernels.attention.reference",
     "kernels.attention.block_sizes",
+    "kernels.products",
     "kernels.attention.tpu_tiles",
     "kernels.attention.tpu_resident",
     "kernels.attention.tpu_streaming",

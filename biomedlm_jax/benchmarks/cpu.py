@@ -1,8 +1,10 @@
 """A training step on this CPU beside PyTorch's of the same model: make bench-cpu
 
 Both start from the same weights and see the same batch, each in a process of its own that waits
-while the other works; they take turns for some rounds. Theirs is `transformers.GPT2LMHeadModel`,
-eager, with clipping and AdamW, as a PyTorch user writes it. Writes record.json into --output.
+while the other works; they take turns for some rounds. The first step of a turn does not count: a
+system takes back the memory of a process that waits, and training does not. Theirs is
+`transformers.GPT2LMHeadModel`, eager, with clipping and AdamW, as a PyTorch user writes it. Writes
+record.json into --output.
 """
 
 import dataclasses
@@ -29,6 +31,7 @@ from biomedlm_jax.config import Data, Experiment, Mesh, Model, Optimizer, Run
 PACKAGES = ("jax", "jaxlib", "torch", "transformers", "numpy")
 SIDES = ("ours", "pytorch")
 WARM_UP = 2  # steps of each side before the first round; the first one compiles
+UNTIMED = 1  # at the start of a turn
 EXPERIMENT = Experiment(
     model=Model(
         layers=6,
@@ -45,7 +48,7 @@ EXPERIMENT = Experiment(
         attention="auto",
     ),
     data=Data(store="", batch=8, separators=True, segment_ids=False),
-    mesh=Mesh(data=2, fsdp=1, model=1, context=1),
+    mesh=Mesh(data=1, fsdp=2, model=1, context=1),
     optimizer=Optimizer(
         peak_lr=1e-4,
         warmup_steps=0,
@@ -202,10 +205,15 @@ def measure(rounds: int, steps: int) -> list[dict[str, dict[str, float]]]:
     try:
         for side in sides:
             side.steps(WARM_UP)
-        return [{side.name: side.steps(steps) for side in sides} for _ in range(rounds)]
+        return [{side.name: turn(side, steps) for side in sides} for _ in range(rounds)]
     finally:
         for side in sides:
             side.end()
+
+
+def turn(side: Side, steps: int) -> dict[str, float]:
+    side.steps(UNTIMED)
+    return side.steps(steps)
 
 
 def summary(rounds: list[dict[str, dict[str, float]]], tokens: int) -> dict[str, float]:
@@ -259,6 +267,6 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("output", "runs/bench-cpu", "folder of the record")
     flags.DEFINE_integer("rounds", 5, "in which both sides take their turn", lower_bound=1)
-    flags.DEFINE_integer("steps", 3, "of a side in a round", lower_bound=1)
+    flags.DEFINE_integer("steps", 4, "of a side in a round that count", lower_bound=1)
     flags.DEFINE_enum("side", None, SIDES, "be that side, for the process that compares")
     entry.run(main)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from biomedlm_jax.kernels.attention.block_sizes import device
+from biomedlm_jax.kernels.products import times_kernel
 from biomedlm_jax.layout import IN_USE, in_use, parameter
 
 
@@ -23,13 +23,7 @@ class Linear(nnx.Module):
 
     def product(self, x: Float[Array, "B T In"]) -> Float[Array, "B T Out"]:
         """Without the bias."""
-        kernel = in_use(self.kernel, x.dtype)
-        if device()[0] == "cpu":
-            # As two matrices: from three axes XLA:CPU makes a copy for the gradient of the kernel,
-            # and a product at two thirds of its speed.
-            y = (x.reshape(-1, x.shape[2]) @ kernel).reshape(*x.shape[:2], -1)
-        else:
-            y = x @ kernel
+        y = times_kernel(x, in_use(self.kernel, x.dtype))
         if summed := IN_USE.get(self.kernel.axes[0]):
             y = jax.lax.psum(y, summed)  # each device had only its part of the input's columns
         return y

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from biomedlm_jax.kernels.products import over_tokens
+
 # Of the logits of a chunk. In million cycles of a v5e core, as XLA:TPU (libtpu 0.0.52) estimates
 # them for 4096 tokens of the 2.7B shape in bfloat16, forward and backward, 1, 2, 4, 8 and 16 chunks
 # cost 14.7, 14.8, 15.6, 20.7 and 34.2 with 32 MiB of scoped VMEM, and 16.8, 15.8, 15.9, 21.6 and
@@ -184,14 +186,19 @@ def _losses_and_gradients(
     slope = p * (1 + 2 * settings.z_loss * z)[:, None] - is_label
     slope = (slope * chunk.weights[:, None]).astype(table.dtype)
     to_hidden = _product("cv,vd->cd", slope, table).astype(table.dtype)
-    return losses, Gradients(to_hidden, _product("cv,cd->vd", slope, chunk.hidden))
+    to_table = over_tokens(slope, chunk.hidden, precision=_precision(slope))
+    return losses, Gradients(to_hidden, to_table)
 
 
 def _product(axes: str, a: Array, b: Array) -> Float[Array, "..."]:
-    """Float32. Operands in float32 keep their bits on every chip: the label's own logit, which is
-    taken without a product, would else not be the one among all logits."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jnp.einsum(axes, a, b, precision=precision, preferred_element_type=jnp.float32)
+    """Float32."""
+    return jnp.einsum(axes, a, b, precision=_precision(a), preferred_element_type=jnp.float32)
+
+
+def _precision(operand: Array) -> jax.lax.Precision | None:
+    """Operands in float32 keep their bits on every chip: the label's own logit, which is taken
+    without a product, would else not be the one among all logits."""
+    return jax.lax.Precision.HIGHEST if operand.dtype == jnp.float32 else None
 
 
 def _rows(
