@@ -78,8 +78,10 @@ def read_position(folder: epath.Path, step: int) -> dict[str, Any]:
 
 def restored(folder: epath.Path, restore: ocp.args.PyTreeRestore) -> Any:
     """Not through orbax's manager, in which the hosts wait for each other, also for one that has
-    failed."""
-    return state_handler().restore(folder / STATE, args=restore)
+    failed. Three of the largest array are under way at most: memory that was just used is quicker
+    to have than more of it, and a host needs little beside the state."""
+    largest = max(array.size * array.dtype.itemsize for array in jax.tree.leaves(restore.item))
+    return state_handler(3 * largest).restore(folder / STATE, args=restore)
 
 
 def differing(found: dict[str, int], saved: dict[str, int]) -> str:
@@ -90,9 +92,18 @@ def differing(found: dict[str, int], saved: dict[str, int]) -> str:
     return f"the checksum of {wrong[0]}{more} is not the one that was saved"
 
 
-def state_handler() -> ocp.PyTreeCheckpointHandler:
-    """Without compression: weights do not get smaller by it, and it takes longer than the disk."""
-    return ocp.PyTreeCheckpointHandler(use_compression=False)
+def state_handler(restored_at_once: int | None = None) -> ocp.PyTreeCheckpointHandler:
+    """Without compression: weights do not get smaller by it, and it takes longer than the disk.
+    Every piece of an array is a file of its own (no OCDBT), for those are written and read side by
+    side.
+
+    restored_at_once: bytes; None is orbax's own limit."""
+    limit = None if restored_at_once is None else restored_at_once / 1e9
+    return ocp.PyTreeCheckpointHandler(
+        use_compression=False,
+        use_ocdbt=False,
+        restore_concurrent_gb=limit,  # pyright: ignore[reportArgumentType] (a fraction will do)
+    )
 
 
 def steps_in(workdir: epath.Path) -> list[int]:

@@ -199,8 +199,8 @@ def garbage_marker(folder):
     (folder / "_CHECKPOINT_METADATA").write_bytes(b"\xff{")
 
 
-def garbage_manifest(folder):
-    file = folder / "state/manifest.ocdbt"
+def garbage_shape(folder):
+    file = folder / "state/params.tokens.table/.zarray"
     file.write_bytes(file.read_bytes()[::-1])
 
 
@@ -218,7 +218,7 @@ DAMAGES = [
     (remove_position, "FileNotFound"),
     (garbage_position, "its position is not what this version writes"),
     (garbage_metadata, "Error"),
-    (garbage_manifest, "Error"),
+    (garbage_shape, "Error"),
     (other_step, "it is the save of step 1"),
 ]
 
