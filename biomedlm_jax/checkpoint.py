@@ -85,7 +85,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,  # left by a kill in the middle of a save
             lightweight_initialize=True,  # reads nothing that may be damaged
         )
-        parts = {STATE: state_handler(), POSITION: ocp.JsonCheckpointHandler()}
+        parts = {STATE: state_handler(self.workdir), POSITION: ocp.JsonCheckpointHandler()}
         with self._reported():
             self.manager = ocp.CheckpointManager(
                 folder_of(self.workdir), options=options, item_handlers=parts

@@ -78,10 +78,10 @@ def read_position(folder: epath.Path, step: int) -> dict[str, Any]:
 
 def restored(folder: epath.Path, restore: ocp.args.PyTreeRestore) -> Any:
     """Not through orbax's manager, in which the hosts wait for each other, also for one that has
-    failed. Three of the largest array are under way at most: memory that was just used is quicker
-    to have than more of it, and a host needs little beside the state."""
+    failed. Of jax arrays no more than three of the largest are under way at a time: memory that was
+    just used is quicker to have than more of it."""
     largest = max(array.size * array.dtype.itemsize for array in jax.tree.leaves(restore.item))
-    return state_handler(3 * largest).restore(folder / STATE, args=restore)
+    return state_handler(folder, 3 * largest).restore(folder / STATE, args=restore)
 
 
 def differing(found: dict[str, int], saved: dict[str, int]) -> str:
@@ -92,17 +92,21 @@ def differing(found: dict[str, int], saved: dict[str, int]) -> str:
     return f"the checksum of {wrong[0]}{more} is not the one that was saved"
 
 
-def state_handler(restored_at_once: int | None = None) -> ocp.PyTreeCheckpointHandler:
+def state_handler(
+    folder: epath.Path, restored_at_once: int | None = None
+) -> ocp.PyTreeCheckpointHandler:
     """Without compression: weights do not get smaller by it, and it takes longer than the disk.
-    Every piece of an array is a file of its own (no OCDBT), for those are written and read side by
-    side.
+    On a disk each piece of an array is a file of its own, for those are written and read side by
+    side; on gs:// there are few large files (OCDBT), for there a request is what costs. Either is
+    read wherever it lies.
 
     restored_at_once: bytes; None is orbax's own limit."""
-    limit = None if restored_at_once is None else restored_at_once / 1e9
+    # A fraction of a GB will do, and orbax waits while what is free is not more than is wanted.
+    limit = None if restored_at_once is None else (restored_at_once + 1024) / 1e9
     return ocp.PyTreeCheckpointHandler(
         use_compression=False,
-        use_ocdbt=False,
-        restore_concurrent_gb=limit,  # pyright: ignore[reportArgumentType] (a fraction will do)
+        use_ocdbt=in_cloud(folder),
+        restore_concurrent_gb=limit,  # pyright: ignore[reportArgumentType]
     )
 
 

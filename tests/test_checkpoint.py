@@ -139,6 +139,18 @@ def test_the_newest_stay_and_some_for_good(experiment, run, tmp_path):
         assert equal(checkpoints.latest(mesh), expected)
 
 
+def test_a_save_in_few_large_files_as_on_gs_is_read_as_well(experiment, run, tmp_path, monkeypatch):
+    _, states, mesh = run
+    with monkeypatch.context() as patched:
+        patched.setattr(saves, "in_cloud", lambda _: True)
+        with opened(experiment, tmp_path / "run") as kept:
+            kept.save(states[1], 1)
+    assert (tmp_path / "run/checkpoints/1/state/manifest.ocdbt").exists()
+    with opened(experiment, tmp_path / "run") as kept:
+        assert equal(kept.latest(mesh), states[1])
+    assert equal(checkpoint.load(tmp_path / "run")[1], states[1].params)
+
+
 def test_what_a_kill_leaves_is_cleaned(experiment, run, tmp_path):
     workdir = shutil.copytree(run[0], tmp_path / "run")
     cut = workdir / "checkpoints/3.orbax-checkpoint-tmp"

@@ -17,9 +17,9 @@ import os
 import runpy
 import shutil
 import statistics
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,8 +50,7 @@ class NoStore:
 
 
 def drop(folder: Path) -> None:
-    """Takes what is below `folder` out of the page cache, once the disk has it, and waits until the
-    system has settled."""
+    """Takes what is below `folder` out of the page cache, once the disk has it, and pauses."""
     for file in folder.rglob("*"):
         if file.is_file():
             descriptor = os.open(file, os.O_RDONLY)
@@ -87,18 +86,15 @@ def disk(folder: Path, size: int, files: int) -> dict[str, float]:
         descriptor, into = os.open(folder / str(number), os.O_RDONLY), np.empty(share, np.uint8)
         kept.append(into)
         at = 0
-        while at < share:
-            at += os.readv(descriptor, [into[at : at + BLOCK]])  # pyright: ignore
+        while count := os.readv(descriptor, [into[at : at + BLOCK]]):  # pyright: ignore
+            at += count
         os.close(descriptor)
 
     seconds = {}
     for name, act in {"disk_write": write, "disk_read": read, "disk_keep": keep}.items():
         start = time.perf_counter()
-        threads = [threading.Thread(target=act, args=(number,)) for number in range(files)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(files) as pool:
+            list(pool.map(act, range(files)))
         seconds[name] = time.perf_counter() - start
         drop(folder)
     shutil.rmtree(folder)

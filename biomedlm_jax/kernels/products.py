@@ -16,7 +16,8 @@ from biomedlm_jax.kernels.varying import axes_of, marked
 def times_kernel(
     x: Float[Array, "B T In"], kernel: Float[Array, "In Out"]
 ) -> Float[Array, "B T Out"]:
-    """x kernel, both of one dtype, which the gradients have too."""
+    """x kernel, both of one dtype, which the gradients have too. On CPU there is no forward-mode
+    derivative where the kernel has more rows than columns."""
     if device()[0] != "cpu":
         return x @ kernel
     # As two matrices: from three axes XLA:CPU makes a copy for the gradient of the kernel, and a
