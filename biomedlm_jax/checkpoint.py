@@ -32,7 +32,7 @@ from orbax.checkpoint.checkpoint_managers import (
 from biomedlm_jax import hosts
 from biomedlm_jax.checksums import checksums
 from biomedlm_jax.config import Experiment, build, differences
-from biomedlm_jax.entry import UserError
+from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.lock import FILE, LEASE
 from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.saves import (
@@ -45,7 +45,6 @@ from biomedlm_jax.saves import (
     damage,
     differing,
     folder_of,
-    in_cloud,
     move,
     none_whole,
     read_position,

@@ -106,6 +106,12 @@ def _end(code: int) -> None:
     os._exit(code)
 
 
+def in_cloud(path: os.PathLike | str) -> bool:
+    """Whether it is on Google Cloud Storage, where a file has its name when it is whole, does not
+    grow, and is not renamed."""
+    return str(path).startswith("gs://")
+
+
 def check_output(path: Path) -> None:
     """Raises UserError where an output folder is there already and not an empty folder."""
     if path.is_file():

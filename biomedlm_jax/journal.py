@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from biomedlm_jax.entry import UserError
+from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.saves import unanswered
 
 SECONDS = 60  # between two uploads
@@ -33,7 +33,7 @@ class Journal:
     """
 
     def __init__(self, file: epath.Path, keep: Callable[[dict], bool] = lambda line: True):
-        self.file, self.remote = file, str(file).startswith("gs://")
+        self.file, self.remote = file, in_cloud(file)
         kept = [line for line in read(file) if keep(line)]
         self.text = "".join(json.dumps(line) + "\n" for line in kept)
         self.uploads, self.uploaded = ThreadPoolExecutor(1, thread_name_prefix="journal"), 0.0

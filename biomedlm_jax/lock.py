@@ -23,7 +23,7 @@ from typing import Any, Self
 import tensorstore as ts
 from etils import epath
 
-from biomedlm_jax.entry import UserError
+from biomedlm_jax.entry import UserError, in_cloud
 
 RENEWED, COUNTS = 20.0, 90.0  # seconds
 FILE, LEASE = "lock", "lease.json"
@@ -40,7 +40,7 @@ class Lock:
 
     def __init__(self, workdir: epath.PathLike):
         self.workdir = epath.Path(workdir)
-        cloud = str(self.workdir).startswith("gs://")
+        cloud = in_cloud(self.workdir)
         self.kept = _Lease(self.workdir) if cloud else _File(self.workdir)
 
     def __enter__(self) -> Self:

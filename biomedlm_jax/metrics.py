@@ -29,7 +29,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from biomedlm_jax import hosts, journal
 from biomedlm_jax.config import Experiment, flat
-from biomedlm_jax.entry import UserError
+from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.held_out import TOTAL, Scores
 from biomedlm_jax.journal import Journal
 from biomedlm_jax.saves import unanswered
@@ -287,7 +287,7 @@ class Writer:
             id=f"{workdir.name}-{int(self.began)}",  # the same after a restart
             resume="allow",
             config=flat(self.experiment),
-            dir=None if str(workdir).startswith("gs://") else str(workdir),
+            dir=None if in_cloud(workdir) else str(workdir),
         )
         self.closing.callback(run.finish)
         return run
@@ -299,7 +299,7 @@ class Board:
     one at each `flush`."""
 
     def __init__(self, folder: epath.Path, first: int):
-        self.folder, self.remote = folder, str(folder).startswith("gs://")
+        self.folder, self.remote = folder, in_cloud(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.writer: RecordWriter | None = None
         # The START event hides what was shown before for later steps.

@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from biomedlm_jax.entry import UserError
+from biomedlm_jax.entry import UserError, in_cloud
 
 STATE, POSITION = "state", "position"  # the parts of a save
 # How tensorstore and Google's libraries say that it is not the files that are at fault.
@@ -166,10 +166,6 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
             yield from _files(entry)
         else:
             yield entry
-
-
-def in_cloud(path: epath.Path) -> bool:
-    return str(path).startswith("gs://")
 
 
 def absolute(workdir: epath.PathLike) -> epath.Path:

@@ -14,7 +14,7 @@ from biomedlm_jax import mesh as meshes
 from biomedlm_jax import step as steps
 from biomedlm_jax.checkpoint import Checkpoints
 from biomedlm_jax.config import Experiment
-from biomedlm_jax.entry import Preempted, UserError
+from biomedlm_jax.entry import Preempted, UserError, in_cloud
 from biomedlm_jax.held_out import Evaluator
 from biomedlm_jax.judge import Judge
 from biomedlm_jax.lock import Lock
@@ -54,11 +54,7 @@ def fit(
         # Closed last: a save that is waited for at the end may be asked to hurry, or hang.
         preemption = stack.enter_context(closing(Preemption()))
         profiler = stack.enter_context(closing(Profiler(str(workdir / "profile"), profile_at)))
-        stacks = (
-            None
-            if str(workdir).startswith("gs://")
-            else Path(workdir) / f"stacks_{jax.process_index()}.txt"
-        )
+        stacks = None if in_cloud(workdir) else Path(workdir) / f"stacks_{jax.process_index()}.txt"
         watchdog = stack.enter_context(closing(Watchdog(run.hang_seconds, stacks)))
         watchdog.allow(COMPILING * run.hang_seconds)
 

@@ -31,7 +31,7 @@ from etils import epath
 from tqdm import tqdm
 
 from biomedlm_jax import entry
-from biomedlm_jax.entry import UserError
+from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.pipeline.lines import appearing
 
 WORK = "work"
@@ -88,7 +88,7 @@ def building(output: epath.Path, settings: dict[str, Any]) -> Iterator[epath.Pat
       UserError: `output` is not empty, somebody else's, being built by another run, or can not be
         written.
     """
-    remote = str(output).startswith("gs://")
+    remote = in_cloud(output)
     output = output if remote else epath.Path(Path(output).absolute())
     partial = output if remote else output.with_name(output.name + ".partial")
     wanted = json.dumps({"code": _code(), **settings}, indent=1, sort_keys=True)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from etils import epath
 from pyarrow import parquet
 
-from biomedlm_jax.entry import UserError
+from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.pipeline.lines import appearing
 
 # Of DuckDB. Each thread has buffers that can not be spilled: of 64 cores' they would fill MEMORY.
@@ -76,7 +76,7 @@ def no_room(reason: str) -> UserError:
 
 
 def _local(table: epath.Path, folder: Path) -> Path:
-    if not str(table).startswith("gs://"):
+    if not in_cloud(table):
         return Path(table)
     folder.mkdir(exist_ok=True)
     (folder / table.name).write_bytes(table.read_bytes())

@@ -10,6 +10,8 @@ from typing import IO, Any
 import zstandard
 from etils import epath
 
+from biomedlm_jax.entry import in_cloud
+
 _LEVEL = 3  # 4 times smaller than the text, 200 MB/s
 
 
@@ -68,7 +70,7 @@ def appearing(file: epath.Path) -> Iterator[IO[bytes]]:
     """A file to write bytes into; it has its name when the block ends without an error. On gs://,
     where nothing has a name before it is whole, it is written in its place."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    if str(file).startswith("gs://"):
+    if in_cloud(file):
         try:
             with file.open("wb") as stream:
                 yield stream

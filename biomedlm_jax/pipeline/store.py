@@ -26,7 +26,7 @@ import tensorstore as ts
 from etils import epath
 from jaxtyping import Int
 
-from biomedlm_jax.entry import UserError
+from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.pipeline.vocabulary import file_in
 
 os.environ.setdefault("EPATH_USE_TF", "false")  # or the first look at gs:// imports TensorFlow
@@ -294,7 +294,7 @@ def _result(future: Any, path: epath.Path) -> Any:
 
 def kvstore(path: epath.Path) -> dict[str, str]:
     """For tensorstore: a folder on a disk or on gs://."""
-    if str(path).startswith("gs://"):
+    if in_cloud(path):
         bucket, _, name = str(path).removeprefix("gs://").partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": f"{name}/"}
     return {"driver": "file", "path": f"{Path(path).absolute()}/"}

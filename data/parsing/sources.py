@@ -21,7 +21,7 @@ import lxml.etree as etree
 import zstandard
 from etils import epath
 
-from biomedlm_jax.entry import UserError
+from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.pipeline.lines import Unpacked
 from data.parsing import jats, pile, pubmed, records
 from data.parsing.jats import Article
@@ -166,7 +166,7 @@ class File:
 
 def _below(folder: epath.Path, seen: set[str]) -> Iterator[epath.Path]:
     """All files; epath has no recursive glob. A link to a folder above is not followed again."""
-    if (real := os.path.realpath(folder)) in seen and not str(folder).startswith("gs://"):
+    if (real := os.path.realpath(folder)) in seen and not in_cloud(folder):
         return
     seen.add(real)
     for entry in folder.iterdir():
