@@ -218,10 +218,13 @@ def test_a_shard_that_disappears_is_named(file, experiment, vocabulary, tmp_path
     shard, store = tmp_path / "store/train/tokens/c/0", f"--config.data.store={place}"
     with running(file, workdir, store, faults={1: f"gone=5:{shard}"}) as run:
         codes = ends(run)
-    assert codes[1] == 2, run[1].said
-    assert f"{place}/train can not be read, copy the store again: " in one_error(run[1].said)
-    assert codes[0] in (2, 76), run[0].said  # it reads the same shard, or misses the other
-    one_error(run[0].said)
+    # Both read it, ahead of their steps: the one that comes to it first names it, and the other
+    # does as well or misses the first.
+    assert set(codes) in ({2}, {2, 76}), run[0].said + run[1].said
+    for code, process in zip(codes, run, strict=True):
+        error = one_error(process.said)
+        if code == 2:
+            assert f"{place}/train can not be read, copy the store again: " in error
     with running(file, workdir, store) as run:  # it is missed before anything else happens
         assert ends(run) == [2, 2]
     assert f"{shard} is missing; the store is not whole" in one_error(run[0].said)

@@ -337,7 +337,7 @@ def small_disk(uninterrupted, tmp_path):
     """A file system of its own with room for a run and little more."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    size = 3 * sum(path.stat().st_size for path in uninterrupted[0].rglob("*") if path.is_file())
+    size = 3 * 512 * sum(path.stat().st_blocks for path in uninterrupted[0].rglob("*"))
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode:
