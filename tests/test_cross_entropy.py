@@ -248,10 +248,12 @@ from jax.experimental import topologies
 from tests.test_cross_entropy import VOCAB, cross_entropy, jnp, structs, with_gradients
 
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-here = jax.sharding.SingleDeviceSharding(devices[0])
+one = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=devices[:1])
+here = jax.sharding.NamedSharding(one, jax.P())
 shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for x in structs(jnp.bfloat16, 4)]
 step = jax.jit(lambda *arrays: with_gradients(cross_entropy, *arrays, vocab=VOCAB))
-compiled = step.trace(*shapes).lower(lowering_platforms=("tpu",)).compile()
+with jax.set_mesh(one):  # by which the loss knows what it is for
+    compiled = step.trace(*shapes).lower(lowering_platforms=("tpu",)).compile()
 print(compiled.memory_analysis().temp_size_in_bytes)
 """
 
