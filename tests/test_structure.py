@@ -87,7 +87,9 @@ ORDER = [
     "benchmarks.report",
     "benchmarks.kernels",
     "benchmarks.saves",
+    "benchmarks.sides",
     "benchmarks.cpu",
+    "benchmarks.decode",
 ]
 PACKAGE = ROOT / "biomedlm_jax"
 SOURCES = [*PACKAGE.rglob("*.py"), *(ROOT / "data").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]
