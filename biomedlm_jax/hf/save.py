@@ -21,6 +21,7 @@ from tqdm import tqdm
 from biomedlm_jax import entry
 from biomedlm_jax.config import Model
 from biomedlm_jax.hf import names, tokenizer
+from biomedlm_jax.hf.config import config_json
 from biomedlm_jax.pipeline.vocabulary import END_OF_TEXT, Place, Vocabulary
 
 CARD = """\
@@ -98,7 +99,7 @@ def save(
 
     with entry.whole_folder(output) as folder:
         tokenizer.write(converted, folder, context=model.context)
-        _write_json(folder / "config.json", config(model, eos_id=eos_id))
+        _write_json(folder / "config.json", config_json(model, eos_id=eos_id))
         # Without a padding token some releases of transformers warn at each text and take eos.
         tokens = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
         _write_json(folder / "generation_config.json", tokens)
@@ -111,46 +112,6 @@ def save(
             raise entry.UserError(f"{output} can not be written: {error}") from error
         # safetensors lets nobody but the owner read it; the others follow the user's umask.
         weights.chmod((folder / "config.json").stat().st_mode)
-
-
-def config(model: Model, *, eos_id: int) -> dict[str, object]:
-    """Every field of GPT-2's config.json, so that no default of a release of transformers
-    decides what the model computes."""
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": model.vocab,
-        "n_positions": model.context,
-        "n_ctx": model.context,
-        "n_embd": model.width,
-        "n_layer": model.layers,
-        "n_head": model.heads,
-        "n_inner": None if model.mlp == 4 * model.width else model.mlp,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": model.layer_norm_epsilon,
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": True,
-        "reorder_and_upcast_attn": False,
-        "attn_implementation": "eager",  # see the model card
-        "add_cross_attention": False,
-        "tie_word_embeddings": True,
-        "embd_pdrop": model.dropout,
-        "attn_pdrop": model.dropout,
-        "resid_pdrop": model.dropout,
-        "initializer_range": model.init_std,
-        "bos_token_id": eos_id,
-        "eos_token_id": eos_id,
-        "pad_token_id": None,
-        "use_cache": True,
-        "dtype": "float32",
-        "torch_dtype": "float32",  # what releases before 4.56 read
-        # Of heads for other tasks, which users can put on the decoder; GPT-2's values.
-        "summary_type": "cls_index",
-        "summary_use_proj": True,
-        "summary_activation": None,
-        "summary_proj_to_labels": True,
-        "summary_first_dropout": 0.1,
-    }
 
 
 def card(model: Model, kind: str, extra: Mapping[str, object]) -> str:

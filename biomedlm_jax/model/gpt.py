@@ -1,4 +1,4 @@
-"""The BioMedLM decoder: GPT-2 with attention scores also divided by layer index + 1.
+"""The BioMedLM decoder: GPT-2, with attention scores also divided by layer index + 1.
 
 Flax NNX declares the parameters here; JAX does everything else. `GPT` runs on the arrays of one
 device, always under `jax.shard_map` (see `layout`), also when the mesh is 1 x 1 x 1.
@@ -81,11 +81,12 @@ class Block(nnx.Module):
             product = jax.lax.all_to_all(product, split, 2, 1, tiled=True)
             bias = bias.reshape(pieces, -1)[jax.lax.axis_index(split)]
         heads = product.shape[2] // (3 * self.model.head_dim)
+        divisor = (layer + 1).astype(jnp.float32) if self.model.scale_attn_by_layer else 1.0
         attended = attention_qkv(
             product,
             bias,
             head_dim=self.model.head_dim,
-            scale=self.model.head_dim**-0.5 / (layer + 1).astype(jnp.float32),
+            scale=self.model.head_dim**-0.5 / divisor,
             segment_ids=segments,
             dropout_rate=self.model.dropout if seed is not None else 0.0,
             dropout_seed=seed,
