@@ -29,6 +29,7 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from biomedlm_jax import hosts
+from biomedlm_jax.arrays import Arrays
 from biomedlm_jax.checksums import checksums
 from biomedlm_jax.config import Experiment, build, differences
 from biomedlm_jax.entry import UserError, in_cloud
@@ -38,7 +39,6 @@ from biomedlm_jax.saves import (
     POSITION,
     REFUSED,
     STATE,
-    Arrays,
     DamagedError,
     absolute,
     check_room,

@@ -15,12 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import traverse_util
 
-from biomedlm_jax.checksums import checksums
 from biomedlm_jax.entry import UserError, in_cloud
 
 STATE, POSITION = "state", "position"  # the parts of a save
@@ -77,60 +74,6 @@ def read_position(folder: epath.Path, step: int) -> dict[str, Any]:
     if found["next_batch"] != step:
         raise DamagedError(f"it is the save of step {found['next_batch']}")
     return found
-
-
-class Arrays:
-    """Float32 arrays that orbax wrote, with the checksums that they must have.
-
-    Every method raises DamagedError where what is read is not what was saved, and UserError where
-    nothing can be said about that.
-    """
-
-    def __init__(self, folder: epath.Path, part: str, like: dict, checksums: dict[str, int]):
-        """
-        folder: of orbax.
-        part: the tree in it that is meant, such as "params"; the checksums are of that name.
-        like: its nested dict of shapes and dtypes.
-        """
-        self._folder, self._part, self._like, self._checksums = folder, part, like, checksums
-
-    def restore(self, shardings: Any = None) -> dict:
-        """All, as `shardings`, a tree like it, says; or as numpy arrays, checked. Those on devices
-        are checked by `check`: in it processes wait for each other."""
-        with damage():
-            found = self._restored(self._like, shardings)
-        if shardings is None:
-            self.check(found)
-        return found
-
-    def check(self, arrays: dict) -> None:
-        with damage():
-            if wrong := differing(checksums({self._part: arrays}), self._checksums):
-                raise DamagedError(wrong)
-
-    def one(self, name: str) -> np.ndarray:
-        """The array of a path such as "blocks/qkv/kernel", and no other in memory."""
-        flat: Any = traverse_util.flatten_dict(self._like, sep="/")
-        with damage():
-            found = self._restored(traverse_util.unflatten_dict({name: flat[name]}, sep="/"), None)
-        self.check(found)
-        (array,) = jax.tree.leaves(found)
-        return array
-
-    def _restored(self, like: dict, shardings: Any) -> dict:
-        item = {self._part: like}
-        if shardings is None:
-            how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-        else:
-            how = jax.tree.map(
-                lambda x, sharding: ocp.ArrayRestoreArgs(
-                    global_shape=x.shape, dtype=x.dtype, sharding=sharding
-                ),
-                item,
-                {self._part: shardings},
-            )
-        restore = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-        return jax.block_until_ready(restored(self._folder, restore))[self._part]
 
 
 def restored(folder: epath.Path, restore: ocp.args.PyTreeRestore) -> Any:

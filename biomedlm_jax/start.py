@@ -25,7 +25,8 @@ from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 
 from biomedlm_jax import checkpoint, hosts
-from biomedlm_jax.checksums import checksums
+from biomedlm_jax.arrays import Arrays
+from biomedlm_jax.checksums import Running, checksums
 from biomedlm_jax.config import Experiment, Model, build
 from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.hf import read, tokenizer
@@ -34,7 +35,6 @@ from biomedlm_jax.model import gpt
 from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.pipeline.vocabulary import Place, Vocabulary
 from biomedlm_jax.saves import (
-    Arrays,
     DamagedError,
     absolute,
     differing,
@@ -64,13 +64,19 @@ class Foreign:
         return traverse_util.unflatten_dict(found, sep="/")
 
     def check(self, arrays: dict) -> None:
-        if self._sums and (wrong := differing(checksums({PARAMS: arrays}), self._sums)):
-            raise DamagedError(f"{wrong} in {RECEIPT}; remove that file if others changed them")
+        self._compare(checksums({PARAMS: arrays}) if self._sums else {})
 
-    def one(self, name: str) -> np.ndarray:
-        array = self._folder.array(name)
-        self.check(traverse_util.unflatten_dict({name: array}, sep="/"))
-        return array
+    def pieces(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        shape = next(row for row in TABLE if row.ours == name).shapes(self._folder.model)[0]
+        total = Running(shape)
+        for start, piece in self._folder.pieces(name):
+            total.add(start, piece)
+            yield start, piece
+        self._compare({f"{PARAMS}/{name}": total.value})
+
+    def _compare(self, found: dict[str, int]) -> None:
+        if self._sums and (wrong := differing(found, self._sums)):
+            raise DamagedError(f"{wrong} in {RECEIPT}; remove that file if others changed them")
 
 
 @dataclasses.dataclass
@@ -110,12 +116,6 @@ class Source:
                 return act()
             except DamagedError as error:
                 self._pass_over(error)
-
-    def each(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Name and float32 array of every parameter, in the order of `names.TABLE`, one in memory
-        at a time. Raises DamagedError; call it in `whole`."""
-        for row in TABLE:
-            yield row.ours, self.arrays.one(row.ours)
 
     def _pass_over(self, error: DamagedError) -> None:
         if self.experiment is None or self.step is None:

@@ -52,14 +52,20 @@ class Row:
         return ours, tuple(sizes[axis] for axis in self.axes.removeprefix("l"))
 
     def leave(
-        self, array: Float[np.ndarray, "..."], model: Model
+        self, array: Float[np.ndarray, "..."], model: Model, start: int = 0
     ) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
         """Hugging Face's name and tensor, each C-contiguous as safetensors needs it; a view of
-        `array`, our whole one, where nothing has to move."""
-        parts = array if self.axes[0] == "l" else array[None]
-        for name, part in zip(self.names(model), parts, strict=True):
+        `array` where nothing has to move.
+
+        array: ours, or what of it begins at `start` on its first axis: then the tensors of some
+          layers, or some rows of the one tensor.
+        """
+        stacked = self.axes[0] == "l"
+        parts = array if stacked else array[None]
+        listed = self.names(model)[start : start + len(array)] if stacked else self.names(model)
+        for name, part in zip(listed, parts, strict=True):
             if self.axes[0] == "v":
-                part = part[: model.vocab]
+                part = part[: max(0, model.vocab - start)]
             if self.axes[-1] == "q":
                 split = part.reshape(*part.shape[:-1], model.heads, 3, -1)
                 part = split.swapaxes(-3, -2).reshape(part.shape)

@@ -9,7 +9,7 @@ costs what is in it. Nothing in a file is executed: torch is told to load weight
 import dataclasses
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import safetensors
 from jax.sharding import Sharding
 from jaxtyping import Float
 
+from biomedlm_jax.arrays import cuts
 from biomedlm_jax.config import Model
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.hf.config import model_of
@@ -53,15 +54,22 @@ class Folder:
         this model computes, all named; a file that is damaged; a head that is not the embedding.
     """
 
-    def __init__(self, path: Path, dropout: float | None = None) -> None:
+    def __init__(
+        self, path: Path, dropout: float | None = None, model: Model | None = None
+    ) -> None:
+        """
+        dropout: in place of config.json's.
+        model: in place of all of config.json, which is then not read.
+        """
         self.path = path
-        self.settings = read_json(path / "config.json")
+        self.settings = read_json(path / "config.json") if model is None else {}
         found, self.files = tensors(path)
         dtypes = {tensor.dtype for tensor in found.values()}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else "mixed"
-        self.model: Model = model_of(
-            self.settings, path / "config.json", dtype=self.dtype, dropout=dropout
-        )
+        if model is None:
+            file = path / "config.json"
+            model = model_of(self.settings, file, dtype=self.dtype, dropout=dropout)
+        self.model = model
         names = match({name: t.shape for name, t in found.items()}, self.model, str(path))
         self._tensors = {name: found[own] for name, own in names.items()}
         if wrong := [
@@ -75,6 +83,14 @@ class Folder:
             )
         if HEAD in self._tensors:
             self._compare_head()
+
+    def pieces(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """Our array of that name in pieces of its first axis, each with where it begins."""
+        row = next(row for row in TABLE if row.ours == name)
+        shape, _ = row.shapes(self.model)
+        for start, stop in cuts(shape):
+            rest = (slice(None),) * (len(shape) - 1)
+            yield start, row.piece((slice(start, stop), *rest), self.model, self._read)
 
     def array(self, name: str, sharding: Sharding | None = None) -> Any:
         """Our float32 array of that name, such as "blocks/qkv/kernel": a numpy array, or where
@@ -100,8 +116,7 @@ class Folder:
 
     def _read(self, name: str, index: Index) -> Float[np.ndarray, "..."]:
         found = self._tensors[name].read(index).astype(np.float32, copy=False)
-        # NaN goes through either; two passes without memory of their own.
-        if found.size and not (np.isfinite(found.max()) and np.isfinite(found.min())):
+        if not finite(found):
             raise UserError(
                 f"{name} in {self.path} has values that are not finite (NaN or infinity); these "
                 "weights are damaged, or of a run that had failed"
@@ -154,6 +169,11 @@ def tensors(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
     if wrong:
         raise UserError(f"{folder / kind} and its files do not agree: {'; '.join(wrong)}")
     return found, [folder / name for name in names]
+
+
+def finite(array: np.ndarray) -> bool:
+    """Whether every number is. NaN goes through either; two passes without memory of their own."""
+    return not array.size or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
 
 
 def read_json(file: Path) -> dict[str, Any]:
