@@ -9,7 +9,7 @@ from jax.experimental import mesh_utils
 from jax.extend.backend import clear_backends
 from jax.sharding import AxisType
 
-from biomedlm_jax.config import Experiment
+from biomedlm_jax.config import Experiment, Model
 from biomedlm_jax.config import Mesh as MeshConfig
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.layout import BATCH, STORED
@@ -55,6 +55,10 @@ def check(experiment: Experiment, axes: dict[str, int]) -> None:
             f"config.run.accumulate={experiment.run.accumulate} does not divide the "
             f"{rows // groups} rows of config.data.batch={rows} that a device computes"
         )
+    _check_model(model, axes)
+
+
+def _check_model(model: Model, axes: dict[str, int]) -> None:
     split = {
         "config.model.context": (model.context, ("context",)),
         "config.model.heads": (model.heads, ("model", "context")),
@@ -120,6 +124,17 @@ def make(experiment: Experiment, devices: list | None = None) -> jax.sharding.Me
     if slices == 1:
         return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=devices)
     return jax.sharding.Mesh(over_slices(axes, devices, slices), tuple(axes), axis_types=types)
+
+
+def everywhere(model: Model) -> jax.sharding.Mesh:
+    """All devices as pieces of one copy of the parameters, for weights without a run.
+
+    Raises:
+      UserError: the model does not split over them.
+    """
+    axes = sizes(MeshConfig(data=1, fsdp=-1, model=1, context=1), jax.device_count())
+    _check_model(model, axes)
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
 
 
 def over_slices(axes: dict[str, int], devices: list, slices: int) -> np.ndarray:

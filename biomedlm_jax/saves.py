@@ -92,20 +92,19 @@ def differing(found: dict[str, int], saved: dict[str, int]) -> str:
     return f"the checksum of {wrong[0]}{more} is not the one that was saved"
 
 
-def state_handler(
-    folder: epath.Path, restored_at_once: int | None = None
-) -> ocp.PyTreeCheckpointHandler:
+def state_handler(folder: epath.Path, at_once: int | None = None) -> ocp.PyTreeCheckpointHandler:
     """Without compression: weights do not get smaller by it, and it takes longer than the disk.
     On a disk each piece of an array is a file of its own, for those are written and read side by
     side; on gs:// there are few large files (OCDBT), for there a request is what costs. Either is
     read wherever it lies.
 
-    restored_at_once: bytes; None is orbax's own limit."""
+    at_once: bytes that are restored, or copied from the devices; None is orbax's own limit."""
     # A fraction of a GB will do, and orbax waits while what is free is not more than is wanted.
-    limit = None if restored_at_once is None else (restored_at_once + 1024) / 1e9
+    limit = None if at_once is None else (at_once + 1024) / 1e9
     return ocp.PyTreeCheckpointHandler(
         use_compression=False,
         use_ocdbt=in_cloud(folder),
+        save_concurrent_gb=limit,  # pyright: ignore[reportArgumentType]
         restore_concurrent_gb=limit,  # pyright: ignore[reportArgumentType]
     )
 

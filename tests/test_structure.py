@@ -72,6 +72,7 @@ ORDER = [
     "reports.sections",
     "report",
     "hf.write",
+    "hf.load",
     "hf.card",
     "hf.save",
     "main",

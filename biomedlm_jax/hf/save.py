@@ -13,7 +13,6 @@ padding zero, and that the folder, read back through the safetensors library, ho
 import contextlib
 import importlib.metadata
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -115,9 +114,9 @@ def export(
     listed = [(name, row.shapes(model)[1]) for row in TABLE for name in row.names(model)]
     shards = write.plan(listed, dtype, int(shard_gb * 1e9))
     entry.check_output(output)
-    _check_room(output, model.parameters * write.WIDTHS[dtype])
+    write.check_room(output, model.parameters * write.WIDTHS[dtype])
 
-    with _written(output) as folder:
+    with write.written(output) as folder:
         files, sums = _weights(pieces, model, folder, shards, dtype, len(listed))
         texts: dict[str, bytes] = dict(beside or {})
         if len(shards) > 1:
@@ -222,27 +221,6 @@ def _rounded(piece: np.ndarray, dtype: str, row: Row, begin: int) -> tuple[np.nd
 def _named(row: Row, begin: int) -> str:
     layers = f" from layer {begin} on" if row.axes[0] == "l" else ""
     return f"{row.theirs.format('*')} ({row.ours}{layers})"
-
-
-@contextlib.contextmanager
-def _written(output: Path) -> Iterator[Path]:
-    """`entry.whole_folder`; what the disk refuses becomes a UserError, and leaves nothing."""
-    try:
-        with entry.whole_folder(output) as folder:
-            yield folder
-    except OSError as error:
-        shutil.rmtree(output.absolute().with_name(output.name + ".partial"), ignore_errors=True)
-        raise UserError(f"{output} was not written, nothing is left of it: {error}") from error
-
-
-def _check_room(output: Path, needed: int) -> None:
-    there = next(path for path in (output, *output.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if free < needed:
-        raise UserError(
-            f"no space left for --output={output}: the weights take {needed:,} bytes, {free:,} are "
-            "free; make room or name another place"
-        )
 
 
 def _json(values: Any) -> bytes:

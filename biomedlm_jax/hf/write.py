@@ -8,18 +8,23 @@ format is a length, a JSON header and the bytes [1]; what comes out is read by t
 [1] https://github.com/huggingface/safetensors#format
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
+import shutil
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from biomedlm_jax import entry
+from biomedlm_jax.entry import UserError
 
 NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
@@ -161,3 +166,25 @@ class Writer:
 def digest(content: bytes) -> dict[str, Any]:
     """What a receipt says of a file."""
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+@contextlib.contextmanager
+def written(output: Path) -> Iterator[Path]:
+    """`entry.whole_folder`; what the disk refuses becomes a UserError, and leaves nothing."""
+    try:
+        with entry.whole_folder(output) as folder:
+            yield folder
+    except OSError as error:
+        shutil.rmtree(output.absolute().with_name(output.name + ".partial"), ignore_errors=True)
+        raise UserError(f"{output} was not written, nothing is left of it: {error}") from error
+
+
+def check_room(output: Path, needed: int) -> None:
+    """Raises UserError where the disk of `output` has not `needed` bytes free."""
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UserError(
+            f"no space left for --output={output}: it takes {needed:,} bytes, {free:,} are "
+            "free; make room or name another place"
+        )
