@@ -88,6 +88,7 @@ ORDER = [
     "benchmarks.report",
     "benchmarks.kernels",
     "benchmarks.saves",
+    "benchmarks.export",
     "benchmarks.cpu",
 ]
 PACKAGE = ROOT / "biomedlm_jax"
