@@ -6,7 +6,7 @@ Makes a checkpoint of random float32 parameters of a config, piece by piece, eac
 as a single device writes it. In each round, one after the other and with nothing of it in the page
 cache: `cp -r` of that checkpoint with `sync`, and `python -m biomedlm_jax.hf.save` of it, a process
 of its own whose peak memory is measured, also with `sync`. All rounds and medians go to
-export.json; the rest is removed. Needs twice the size of the model on the disk that the output is on.
+export.json; the rest is removed. Needs twice the size of the model on the disk of the output.
 """
 
 import dataclasses
