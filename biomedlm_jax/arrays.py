@@ -7,6 +7,7 @@ written: the checksum of every array.
 import itertools
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
-from biomedlm_jax.checksums import Running, checksums
+from biomedlm_jax.checksums import checksums
 from biomedlm_jax.entry import in_cloud
 from biomedlm_jax.saves import DamagedError, damage, differing, restored
 
@@ -55,24 +56,25 @@ class Arrays:
 
     def pieces(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
         """The array of a path such as "blocks/qkv/kernel" in pieces of its first axis, each with
-        where it begins; checked when the last was taken. On a disk, a piece is in memory at a time:
-        tensorstore would hold all of a file and all of the array."""
+        where it begins; whoever takes them gives their checksum to `compare`. On a disk, a piece is
+        in memory at a time: tensorstore would hold all of a file and all of the array."""
         flat: Any = traverse_util.flatten_dict(self._like, sep="/")
         key = f"{self._part}/{name}"
-        total = Running(flat[name].shape)
         with damage():
-            mapped, whole = _Mapped.open(self._folder, key), np.empty(0)
-            if mapped is None:
+            files, whole = _Files.open(self._folder, key), np.empty(0)
+            if files is None:
                 nested = traverse_util.unflatten_dict({name: flat[name]}, sep="/")
                 (whole,) = jax.tree.leaves(self._restored(nested, None))
             else:
-                mapped.check(flat[name].shape)
+                files.check(flat[name].shape)
         for start, stop in cuts(flat[name].shape):
             with damage():
-                piece = whole[start:stop] if mapped is None else mapped.read(start, stop)
-                total.add(start, piece)
+                piece = whole[start:stop] if files is None else files.read(start, stop)
             yield start, piece
-        if wrong := differing({key: total.value}, self._checksums):
+
+    def compare(self, name: str, checksum: int) -> None:
+        """Of what `pieces` gave."""
+        if wrong := differing({f"{self._part}/{name}": checksum}, self._checksums):
             raise DamagedError(wrong)
 
     def _restored(self, like: dict, shardings: Any) -> dict:
@@ -91,16 +93,16 @@ class Arrays:
         return jax.block_until_ready(restored(self._folder, restore))[self._part]
 
 
-class _Mapped:
+class _Files:
     """An array as `state_handler` leaves it on a disk: zarr 2, without compression, so that a file
-    is a piece of the array in C order. Files are mapped for each read, and let go after it."""
+    is a piece of the array in C order. Files are files for each read, and let go after it."""
 
     def __init__(self, folder: Path, about: dict[str, Any]):
         self._folder, self._shape, self._chunk = folder, about["shape"], about["chunks"]
         self._separator = about.get("dimension_separator", ".")
 
     @classmethod
-    def open(cls, folder: epath.Path, key: str) -> "_Mapped | None":
+    def open(cls, folder: epath.Path, key: str) -> "_Files | None":
         """None where the array is of another form, as those that were written to gs:// are."""
         if in_cloud(folder):
             return None
@@ -116,13 +118,13 @@ class _Mapped:
             raise DamagedError(f"{self._folder.name} has shape {self._shape} instead of {shape}")
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """array[start:stop]; a view of the file where one holds all of it."""
+        """array[start:stop]."""
         first, *rest = [range(-(-n // c)) for n, c in zip(self._shape, self._chunk, strict=True)]
         size = self._chunk[0]
         mine = [number for number in first if number * size < stop and (number + 1) * size > start]
         if len(mine) == 1 and all(len(numbers) == 1 for numbers in rest):
             at = (mine[0], *[0] * len(rest))
-            return self._file(at)[start - mine[0] * size : stop - mine[0] * size]
+            return self._rows(at, start - mine[0] * size, stop - start)
         out = np.empty([stop - start, *self._shape[1:]], np.float32)
         for at in itertools.product(mine, *rest):
             begin = [number * c for number, c in zip(at, self._chunk, strict=True)]
@@ -135,8 +137,20 @@ class _Mapped:
         return out
 
     def _file(self, at: Sequence[int]) -> np.ndarray:
-        file = self._folder / self._separator.join(map(str, at))
-        return np.memmap(file, "<f4", "r", shape=tuple(self._chunk))
+        """Mapped, and let go when what is taken of it was copied."""
+        return np.memmap(self._path(at), "<f4", "r", shape=tuple(self._chunk))
+
+    def _rows(self, at: Sequence[int], first: int, count: int) -> np.ndarray:
+        """Of a file, read in one go; the disk is told that those behind them come next."""
+        row = math.prod(self._chunk[1:])
+        size = 4 * row * count
+        with self._path(at).open("rb") as file:
+            os.posix_fadvise(file.fileno(), 4 * row * first, 3 * size, os.POSIX_FADV_WILLNEED)
+            found = np.fromfile(file, "<f4", row * count, offset=4 * row * first)
+        return found.reshape(count, *self._chunk[1:])
+
+    def _path(self, at: Sequence[int]) -> Path:
+        return self._folder / self._separator.join(map(str, at))
 
 
 def cuts(shape: tuple[int, ...]) -> list[tuple[int, int]]:

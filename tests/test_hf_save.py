@@ -80,6 +80,7 @@ def exported(place, output: Path, dtype: str = "float32", shard_gb: float = 5.0)
     source.whole(
         lambda: save.export(
             lambda row: source.arrays.pieces(row.ours),
+            source.arrays.compare,
             source.model,
             source.vocabulary,
             output,
@@ -413,6 +414,7 @@ def test_what_is_written_is_what_the_library_reads(tmp_path):
         for name, tensor in given.items():
             assert not writer.add(name, tensor[:3])
             assert writer.add(name, tensor[3:])
+        writer.sync()
     file = tmp_path / "model.safetensors"
     found = safetensors.numpy.load_file(file)
     assert found.keys() == given.keys()

@@ -172,8 +172,12 @@ def tensors(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
 
 
 def finite(array: np.ndarray) -> bool:
-    """Whether every number is. NaN goes through either; two passes without memory of their own."""
-    return not array.size or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
+    """Whether every number is. A sum that is finite has no other terms; one that is not may only
+    be too large, so then the largest and the smallest tell, through either of which NaN goes."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(array.sum()):
+            return True
+    return bool(np.isfinite(array.max()) and np.isfinite(array.min()))
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -10,10 +10,12 @@ and what was checked: that what was read is what was saved, that every number is
 padding zero, and that the folder, read back through the safetensors library, holds the same arrays.
 """
 
-import contextlib
 import importlib.metadata
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +73,22 @@ def save(
 
     about = {"what": "parameters in memory"}
     text = {"extra": extra}
-    export(pieces, model, vocabulary, output, about, text, dtype=dtype, shard_gb=shard_gb)
+    export(
+        pieces,
+        lambda name, checksum: None,
+        model,
+        vocabulary,
+        output,
+        about,
+        text,
+        dtype=dtype,
+        shard_gb=shard_gb,
+    )
 
 
 def export(
     pieces: Pieces,
+    compare: Callable[[str, int], None],
     model: Model,
     vocabulary: Place | None,
     output: Path,
@@ -90,6 +103,7 @@ def export(
     """Writes the folder `output`, which appears when it is complete.
 
     pieces: of a row's array, float32, in order; each starts where the one before ended.
+    compare: is given the checksum of each array, by our name of it; raises where it is wrong.
     vocabulary: the file that the training text was encoded with, if known.
     source: what the receipt says about where the weights come from.
     about: of `card.card`.
@@ -116,8 +130,10 @@ def export(
     entry.check_output(output)
     write.check_room(output, model.parameters * write.WIDTHS[dtype])
 
-    with write.written(output) as folder:
-        files, sums = _weights(pieces, model, folder, shards, dtype, len(listed))
+    with ExitStack() as stack:
+        folder = stack.enter_context(write.written(output))
+        writer = stack.enter_context(closing(write.Writer(folder, shards, dtype)))
+        sums = _weights(pieces, compare, model, writer, dtype, len(listed))
         texts: dict[str, bytes] = dict(beside or {})
         if len(shards) > 1:
             texts[read.INDEX] = _json(write.index(shards, dtype))
@@ -133,9 +149,10 @@ def export(
         settings = _json(config_json(model, eos_id=eos_id, dtype=dtype))
         for name, content in texts.items():
             (folder / name).write_bytes(content)
-        read_back(folder, model, sums)
+        read_back(folder, model, sums)  # while the disk still writes
+        writer.sync()
         texts |= {path.name: path.read_bytes() for path in folder.glob("tokenizer*.json")}
-        files |= {name: write.digest(content) for name, content in texts.items()}
+        files = writer.files | {name: write.digest(content) for name, content in texts.items()}
         files["config.json"] = write.digest(settings)
         receipt = {
             "source": source,
@@ -165,31 +182,43 @@ def read_back(folder: Path, model: Model, sums: Mapping[str, int]) -> None:
       UserError: they are not those that were written.
     """
     opened = read.Folder(folder, model=model)
-    for row in TABLE:
+
+    def differs(row: Row) -> bool:
         found = Running(row.shapes(model)[0])
         for begin, piece in opened.pieces(row.ours):
             found.add(begin, piece)
-        if found.value != sums[f"{PARAMS}/{row.ours}"]:
-            raise UserError(
-                f"{row.ours} read back from {folder} is not what was written; this disk or this "
-                "machine's memory is at fault"
-            )
+        return found.value != sums[f"{PARAMS}/{row.ours}"]
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        wrong = [row.ours for row, no in zip(TABLE, pool.map(differs, TABLE), strict=True) if no]
+    if wrong:
+        raise UserError(
+            f"{', '.join(wrong)} read back from {folder} are not what was written; this disk or "
+            "this machine's memory is at fault"
+        )
 
 
 def _weights(
-    pieces: Pieces, model: Model, folder: Path, shards: list[write.Shard], dtype: str, total: int
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """Writes the shards; what they are by name, and the checksums of our arrays as they are there.
+    pieces: Pieces,
+    compare: Callable[[str, int], None],
+    model: Model,
+    writer: write.Writer,
+    dtype: str,
+    total: int,
+) -> dict[str, int]:
+    """Writes all tensors; the checksums of our arrays as they are there.
 
     total: tensors, for the bar.
     """
-    sums, writer = dict[str, int](), write.Writer(folder, shards, dtype)
-    with contextlib.closing(writer), tqdm(total=total, desc="export", unit="tensor") as bar:
+    sums = dict[str, int]()
+    with tqdm(total=total, desc="export", unit="tensor") as bar:
         for row in TABLE:
-            running = Running(row.shapes(model)[0])
+            given, left = (Running(row.shapes(model)[0]) for _ in range(2))
             for begin, piece in pieces(row):
+                given.add(begin, piece)
                 rounded, again = _rounded(piece, dtype, row, begin)
-                running.add(begin, again)
+                if again is not piece:
+                    left.add(begin, again)
                 if row.axes[0] == "v" and piece[max(0, model.vocab - begin) :].any():
                     raise UserError(
                         f"{row.ours} has rows of padding, from {model.vocab} on, that are not "
@@ -197,8 +226,9 @@ def _weights(
                     )
                 for name, tensor in row.leave(rounded, model, begin):
                     bar.update(writer.add(name, tensor))
-            sums[f"{PARAMS}/{row.ours}"] = running.value
-    return writer.files, sums
+            compare(row.ours, given.value)
+            sums[f"{PARAMS}/{row.ours}"] = (given if dtype == "float32" else left).value
+    return sums
 
 
 def _rounded(piece: np.ndarray, dtype: str, row: Row, begin: int) -> tuple[np.ndarray, np.ndarray]:
@@ -263,6 +293,7 @@ def main() -> None:
         facts = {"what": source.what, "name": source.place.name, "step": source.step}
         export(
             lambda row: source.arrays.pieces(row.ours),
+            source.arrays.compare,
             source.model,
             source.vocabulary,
             output,

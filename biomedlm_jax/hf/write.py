@@ -75,7 +75,7 @@ class Writer:
       files: name, size in bytes and sha256 of each shard.
 
     Raises:
-      OSError: from `add` and `close`, what the disk refuses.
+      OSError: from `add` and `sync`, what the disk refuses.
     """
 
     def __init__(self, folder: Path, shards: Sequence[Shard], dtype: str) -> None:
@@ -87,6 +87,7 @@ class Writer:
         self._threads = [ThreadPoolExecutor(1, thread_name_prefix=x) for x in ("hash", "disk")]
         self._syncing = ThreadPoolExecutor(1, thread_name_prefix="sync")
         self._descriptor = -1
+        self._synced_all: list[Future] = []
 
     def add(self, name: str, values: np.ndarray) -> bool:
         """The next values of tensor `name`, of the plan's dtype; no one changes them afterwards.
@@ -105,6 +106,11 @@ class Writer:
         if not self._left:
             self._finish()
         return True
+
+    def sync(self) -> None:
+        """Waits until the disk has it all."""
+        for future in self._synced_all:
+            future.result()
 
     def close(self) -> None:
         """Ends the threads; call it whether or not all went well."""
@@ -157,10 +163,16 @@ class Writer:
 
     def _finish(self) -> None:
         self._wait(0)
-        self._syncing.submit(os.fsync, self._descriptor).result()
-        os.close(self._descriptor)
+        self._synced_all.append(self._syncing.submit(_finished, self._descriptor))
         self._descriptor = -1
         self.files[self._shard.file] = {"bytes": self._size, "sha256": self._sha.hexdigest()}
+
+
+def _finished(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def digest(content: bytes) -> dict[str, Any]:
