@@ -9,6 +9,7 @@
 #   make bench-decode             generation on this CPU beside transformers'
 #   make bench-kernels            attention on each chip beside peers: static cycles, GPU times
 #   make bench-saves              saves and restores of the 125M state, beside the disk's own speed
+#   make bench-export             the 2.7B model to Hugging Face, beside cp: time and memory
 #   make lint                     ruff and pyright;  make golden: renew tests/golden
 #   make clean                    caches;  make clean-runs: also every model that demo and small made
 
@@ -25,7 +26,7 @@ export JAX_PLATFORMS ?= cpu
 # spends a sixth of the processor time of training, and half of that of a restore, on handing it out.
 demo small bench-cpu bench-decode bench-saves: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: setup demo small test test-slow test-faults bench-data bench-cpu bench-decode bench-saves compilers bench-kernels lint golden clean clean-runs
+.PHONY: setup demo small test test-slow test-faults bench-data bench-cpu bench-decode bench-saves bench-export compilers bench-kernels lint golden clean clean-runs
 
 setup: $(VENV)/.installed
 
@@ -74,6 +75,9 @@ bench-kernels: $(KERNELS_VENV)/.compilers
 
 bench-saves: setup
 	$(VENV)/bin/python -m biomedlm_jax.benchmarks.saves --output=$(RUNS)/bench-saves
+
+bench-export: setup
+	$(VENV)/bin/python -m biomedlm_jax.benchmarks.export --output=$(RUNS)/bench-export
 
 bench-cpu: setup
 	$(VENV)/bin/python -m biomedlm_jax.benchmarks.cpu --output=$(RUNS)/bench-cpu

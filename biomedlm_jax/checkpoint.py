@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import (
@@ -30,6 +29,7 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from biomedlm_jax import hosts
+from biomedlm_jax.arrays import Arrays
 from biomedlm_jax.checksums import checksums
 from biomedlm_jax.config import Experiment, build, differences
 from biomedlm_jax.entry import UserError, in_cloud
@@ -47,6 +47,8 @@ from biomedlm_jax.saves import (
     folder_of,
     move,
     none_whole,
+    nothing_whole,
+    passed_over,
     read_position,
     restored,
     state_handler,
@@ -167,7 +169,7 @@ class Checkpoints:
         def read() -> None:
             with damage():
                 position = read_position(folder, step)
-                found.extend([jax.block_until_ready(restored(folder, restore)), position])
+                found.extend([jax.block_until_ready(restored(folder / STATE, restore)), position])
 
         if reason := self._verdict(read):
             return None, reason
@@ -353,6 +355,20 @@ def read_claim(workdir: epath.PathLike) -> Claim:
         ) from error
 
 
+def scored(workdir: epath.PathLike, experiment: Experiment, step: int) -> Arrays:
+    """The parameters that are evaluated and exported, of the save of `step`, on a disk.
+
+    Raises:
+      DamagedError: its position can not be read.
+    """
+    folder = folder_of(absolute(workdir)) / str(step)
+    with damage():
+        sums = read_position(folder, step)["checksums"]
+    state = jax.eval_shape(lambda: init(experiment))
+    part = "params" if state.average is None else "average"
+    return Arrays(folder / STATE, part, state.scored, sums)
+
+
 def load(workdir: epath.PathLike) -> tuple[Experiment, dict, int]:
     """Settings, scored parameters as host arrays (float32, vocabulary padding included) and step of
     the newest whole save, whatever mesh wrote it and without its optimizer state. Nothing is moved;
@@ -361,33 +377,14 @@ def load(workdir: epath.PathLike) -> tuple[Experiment, dict, int]:
     Raises:
       UserError: no run, no save yet, or none that is whole.
     """
-    workdir = absolute(workdir)
-    experiment = read_claim(workdir).experiment
-    state = jax.eval_shape(lambda: init(experiment))
-    part = "params" if state.average is None else "average"
-    like = {part: state.scored}
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
-    restore = ocp.args.PyTreeRestore(item=like, restore_args=as_numpy, partial_restore=True)
-    passed = {}
-    for step in steps_in(workdir):
-        folder = folder_of(workdir) / str(step)
+    experiment, passed = read_claim(workdir).experiment, dict[int, str]()
+    for step in steps_in(absolute(workdir)):
         try:
-            with damage():
-                saved = read_position(folder, step)["checksums"]
-                found = restored(folder, restore)
-                if wrong := differing(checksums(found), saved):
-                    raise DamagedError(wrong)
-            return experiment, found[part], step
+            return experiment, scored(workdir, experiment, step).restore(), step
         except DamagedError as error:
             passed[step] = str(error)
-            print(f"checkpoint {step} is damaged and passed over: {error}", file=sys.stderr)
-    if passed:
-        raise UserError(none_whole(workdir, passed))
-    every = experiment.run.save_every
-    raise UserError(
-        f"{workdir} has no checkpoint yet; "
-        + (f"the first comes at step {every}" if every else "config.run.save_every is 0")
-    )
+            print(passed_over(step, error), file=sys.stderr)
+    raise UserError(nothing_whole(workdir, experiment.run.save_every, passed))
 
 
 def _name(what: str) -> str:

@@ -40,6 +40,23 @@ def checksums(tree: Any) -> dict[str, int]:
         return dict(zip(leaves, pool.map(_of_host, leaves.values()), strict=True))
 
 
+class Running:
+    """The checksum of an array that comes in pieces: `value`, when all of them were added."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self._shape, self._sum = shape, np.uint32(0)
+
+    def add(self, start: int, piece: np.ndarray) -> None:
+        """piece: array[start : start + len(piece)]."""
+        index = (slice(start, start + len(piece)), *[slice(None)] * (piece.ndim - 1))
+        with np.errstate(over="ignore"):
+            self._sum += _partial(piece, self._shape, index)
+
+    @property
+    def value(self) -> int:
+        return int(self._sum)
+
+
 def _on_this_host(array: jax.Array) -> bool:
     return array.is_fully_addressable and all(d.platform == "cpu" for d in array.devices())
 

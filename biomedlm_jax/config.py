@@ -22,7 +22,7 @@ VOCABULARY_MULTIPLE = 128  # lanes of a TPU's matrix unit
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A GPT-2 decoder whose attention scores are also divided by layer index + 1."""
+    """A GPT-2 decoder; BioMedLM is one with scale_attn_by_layer."""
 
     layers: int
     width: int
@@ -33,6 +33,7 @@ class Model:
     dropout: float  # of embeddings, attention weights and both residual branches
     init_std: float
     layer_norm_epsilon: float
+    scale_attn_by_layer: bool  # attention scores are also divided by layer index + 1
     compute_dtype: Literal["bfloat16", "float32"]
     remat: Literal["none", "named", "full"]
     attention: Literal[  # the implementation, of kernels/attention/api.py
@@ -182,6 +183,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
+    start: str  # what the parameters are at step 0: "" random, or a place that `start.find` knows
     model: Model
     data: Data
     mesh: Mesh
@@ -303,9 +305,12 @@ def _positive(section: Any, path: str, *names: str, or_zero: bool = False) -> No
 
 
 def flat(experiment: Experiment) -> dict[str, Any]:
-    """{"model.layers": 32, ...}"""
-    sections = dataclasses.asdict(experiment)
-    return {f"{s}.{name}": v for s, fields in sections.items() for name, v in fields.items()}
+    """{"start": "", "model.layers": 32, ...}"""
+    found: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(experiment).items():
+        inner = value.items() if isinstance(value, dict) else ()
+        found |= {f"{name}.{field}": v for field, v in inner} or {name: value}
+    return found
 
 
 def differences(ours: Experiment, theirs: Experiment) -> list[str]:

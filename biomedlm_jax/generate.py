@@ -4,8 +4,8 @@ free is taken by the next, whatever the others are at.
     engine = Engine(model, params, vocabulary, mesh, slots=16)
     for completion in generate(engine, [Request(...), ...]): ...
 
-Two programs are compiled, for a prompt and for one more token of all slots, each once for every
-length of `slots.lengths`. What a request gets is a function of the request, of the
+Two large programs are compiled, for a prompt and for one more token of all slots, each once for
+every length of `slots.lengths`. What a request gets is a function of the request, of the
 weights and of the mesh: prompts go through the model alone on their devices, a token's row knows
 nothing of other rows.
 """
@@ -146,8 +146,8 @@ class Engine:
         """Begins the requests that were added, and writes one more token of those that ran."""
         pieces = []
         if self._running:
-            self._room(max(prompt + len(done.tokens) for prompt, done in self._running.values()))
-            self._state, chosen = self._programs.token(self._weights, self._state)
+            places = max(prompt + len(done.tokens) for prompt, done in self._running.values())
+            self._state, chosen = self._programs.token(self._weights, self._room(places))
             written = np.asarray(chosen)
             pieces += [self._written(slot, written[slot]) for slot in list(self._running)]
         while self._waiting:
@@ -175,12 +175,10 @@ class Engine:
             last[group], where[group] = len(request.prompt) - 1, slot % self._each
             for name, rows in options.items():
                 rows[group] = getattr(request, name)
-        self._room(length)
-        inputs = jax.tree.map(self._programs.put, (tokens, last, where, options))
-        *beginning, options = inputs
-        self._state, firsts = self._programs.prompt(
-            self._weights, self._state, *beginning, Options(**options)
-        )
+        put = self._programs.put
+        of_prompts = Options(**jax.tree.map(put, options))
+        rows, firsts = self._programs.prompt(self._weights, put(tokens), put(last), of_prompts)
+        self._state = self._programs.insert(self._room(length), rows, put(where))
         firsts, pieces = np.asarray(firsts), []
         for group, slot in chosen.items():
             request, writing = self._waiting.pop(slot)
@@ -195,14 +193,15 @@ class Engine:
             del self._running[slot]
         return Piece(writing.handle, text, tokens, finish)
 
-    def _room(self, tokens: int) -> None:
-        """The cache has `tokens` places, or more while others need them."""
+    def _room(self, tokens: int) -> slots_on.State:
+        """The state, whose cache has `tokens` places, or more while others need them."""
         length = slots_on.fitting(tokens, self.model.context)
         if self._state is None or (not self._running and length < self._state.length):
             self._state = None  # before the new one, so that there are never two
             self._state = self._programs.empty(self.slots, length)
         elif length > self._state.length:
             self._state = self._programs.grown(self._state, length)
+        return self._state
 
 
 def stream(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, Piece]]:

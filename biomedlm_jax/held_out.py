@@ -19,7 +19,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from biomedlm_jax import checkpoint, entry, step
+from biomedlm_jax import checkpoint, entry, start, step
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.config import Experiment
 from biomedlm_jax.config import Mesh as MeshConfig
@@ -190,15 +190,16 @@ def main(workdir: epath.PathLike, moved: str | None = None) -> None:
     ids = [{tuple(row) for row in split.documents[:, 2:4].tolist()} for split in (store, train)]
     if shared := ids[0] & ids[1]:
         raise UserError(f"{store.path} has {len(shared)} held-out documents in training too")
-    _, params, done = checkpoint.load(workdir)
-    params = jax.device_put(params, step.state_shardings(experiment, mesh).params)
+    source = start.find(str(workdir))
+    params = start.params(source, mesh)
+    assert source.step is not None
     with tqdm(total=evaluate.batches, desc="held out") as bar:
         scores = evaluate(params, each=bar.update)
     print(
         f"{len(store.documents):,} held-out documents, {scores[TOTAL].bytes:,} bytes, none of them "
         f"among the {len(train.documents):,} trained on"
     )
-    print("\n".join(table(scores, done, xz_bits_per_byte(text(store)))))
+    print("\n".join(table(scores, source.step, xz_bits_per_byte(text(store)))))
 
 
 def table(scores: Scores, done: int, xz: float) -> list[str]:

@@ -56,6 +56,10 @@ def check(experiment: Experiment, axes: dict[str, int]) -> None:
             f"config.run.accumulate={experiment.run.accumulate} does not divide the "
             f"{rows // groups} rows of config.data.batch={rows} that a device computes"
         )
+    _check_model(model, axes)
+
+
+def _check_model(model: Model, axes: dict[str, int]) -> None:
     split = {
         "config.model.context": (model.context, ("context",)),
         "config.model.heads": (model.heads, ("model", "context")),
@@ -154,6 +158,17 @@ def _present(wanted: int) -> list:
         jax.config.update("jax_num_cpu_devices", wanted)
         devices = jax.devices()
     return devices
+
+
+def everywhere(model: Model) -> jax.sharding.Mesh:
+    """All devices as pieces of one copy of the parameters, for weights without a run.
+
+    Raises:
+      UserError: the model does not split over them.
+    """
+    axes = sizes(MeshConfig(data=1, fsdp=-1, model=1, context=1), jax.device_count())
+    _check_model(model, axes)
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
 
 
 def over_slices(axes: dict[str, int], devices: list, slices: int) -> np.ndarray:

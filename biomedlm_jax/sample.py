@@ -59,8 +59,7 @@ def open_engine(
 def request(engine: Engine, prompt: str) -> Request:
     """As the flags say. A prompt without text begins as a document does, after the end of one."""
     given = flags.FLAGS
-    (tokens,) = engine.vocabulary.encode([prompt])
-    tokens = tokens or [engine.vocabulary.eos_id]
+    tokens = engine.vocabulary.encode(prompt) or [engine.vocabulary.eos_id]
     room = engine.model.context - len(tokens)
     if room < 1:
         raise UserError(

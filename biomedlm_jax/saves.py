@@ -81,7 +81,7 @@ def restored(folder: epath.Path, restore: ocp.args.PyTreeRestore) -> Any:
     failed. Of jax arrays no more than three of the largest are under way at a time: memory that was
     just used is quicker to have than more of it."""
     largest = max(array.size * array.dtype.itemsize for array in jax.tree.leaves(restore.item))
-    return state_handler(folder, 3 * largest).restore(folder / STATE, args=restore)
+    return state_handler(folder, 3 * largest).restore(folder, args=restore)
 
 
 def differing(found: dict[str, int], saved: dict[str, int]) -> str:
@@ -92,20 +92,19 @@ def differing(found: dict[str, int], saved: dict[str, int]) -> str:
     return f"the checksum of {wrong[0]}{more} is not the one that was saved"
 
 
-def state_handler(
-    folder: epath.Path, restored_at_once: int | None = None
-) -> ocp.PyTreeCheckpointHandler:
+def state_handler(folder: epath.Path, at_once: int | None = None) -> ocp.PyTreeCheckpointHandler:
     """Without compression: weights do not get smaller by it, and it takes longer than the disk.
     On a disk each piece of an array is a file of its own, for those are written and read side by
     side; on gs:// there are few large files (OCDBT), for there a request is what costs. Either is
     read wherever it lies.
 
-    restored_at_once: bytes; None is orbax's own limit."""
+    at_once: bytes that are restored, or copied from the devices; None is orbax's own limit."""
     # A fraction of a GB will do, and orbax waits while what is free is not more than is wanted.
-    limit = None if restored_at_once is None else (restored_at_once + 1024) / 1e9
+    limit = None if at_once is None else (at_once + 1024) / 1e9
     return ocp.PyTreeCheckpointHandler(
         use_compression=False,
         use_ocdbt=in_cloud(folder),
+        save_concurrent_gb=limit,  # pyright: ignore[reportArgumentType]
         restore_concurrent_gb=limit,  # pyright: ignore[reportArgumentType]
     )
 
@@ -144,6 +143,19 @@ def none_whole(workdir: epath.Path, passed: dict[int, str]) -> str:
         f"removed. Found were{listed}\nput a whole one there, or name another --workdir for a run "
         "from step 0"
     )
+
+
+def nothing_whole(workdir: epath.PathLike, save_every: int, passed: dict[int, str]) -> str:
+    """Why no save can be had; passed: those that are damaged, and what is wrong with them."""
+    if passed:
+        return none_whole(absolute(workdir), passed)
+    return f"{workdir} has no checkpoint yet; " + (
+        f"the first comes at step {save_every}" if save_every else "config.run.save_every is 0"
+    )
+
+
+def passed_over(step: int, reason: DamagedError) -> str:
+    return f"checkpoint {step} is damaged and passed over: {reason}"
 
 
 def move(source: epath.Path, target: epath.Path) -> None:

@@ -62,10 +62,14 @@ def state_shardings(experiment: Experiment, mesh: Mesh) -> State:
     return jax.tree.map(lambda s: NamedSharding(mesh, s), state_specs(experiment))
 
 
-def init(experiment: Experiment) -> State:
+def init(experiment: Experiment, params: dict | None = None) -> State:
     """The state before the first step, the same on every mesh; call it under `jax.jit` with
-    `state_shardings` for out_shardings, and no host ever holds the whole model."""
-    params = gpt.init(experiment.model, jax.random.key(experiment.run.seed))
+    `state_shardings` for out_shardings, and no host ever holds the whole model.
+
+    params: to start from; random ones if not given.
+    """
+    if params is None:
+        params = gpt.init(experiment.model, jax.random.key(experiment.run.seed))
     average = jax.tree.map(jnp.copy, params) if experiment.optimizer.ema_decay else None
     return State(jnp.int32(0), jnp.int32(0), params, adamw(experiment).init(params), average)
 

@@ -3,13 +3,14 @@
 import contextlib
 import itertools
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import jax
 from etils import epath
 from jax.sharding import NamedSharding
 
-from biomedlm_jax import hosts, sharding
+from biomedlm_jax import hosts, sharding, start
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax import step as steps
 from biomedlm_jax.checkpoint import Checkpoints
@@ -22,6 +23,7 @@ from biomedlm_jax.lock import Lock
 from biomedlm_jax.metrics import Startup, Writer, plot, weights_and_biases
 from biomedlm_jax.pipeline.loader import Loader
 from biomedlm_jax.pipeline.store import TokenStore
+from biomedlm_jax.saves import absolute, steps_in
 from biomedlm_jax.step import State
 from biomedlm_jax.watch import Preemption, Profiler, Watchdog
 
@@ -75,13 +77,17 @@ def fit(
         )
         held_out = TokenStore(experiment.data.store, "heldout") if run.eval_every else None
         evaluate = Evaluator(experiment, mesh, held_out, run.eval_batches) if held_out else None
+        source = None
+        if experiment.start and not steps_in(absolute(workdir)):
+            source = start.of_run(experiment, store)
+            hosts.agree({"config.start": str(source.facts)}, run.wait_seconds)
         lock = stack.enter_context(Lock(workdir)) if hosts.primary() else None
         saves = stack.enter_context(closing(Checkpoints(workdir, experiment, store)))
         startup.done("devices and data")
 
         # ---- State: the newest save if there is one, else a fresh start --------------------
         with watchdog.paused():  # may be terabytes, and hosts wait for each other with a limit
-            state = saves.latest(mesh) or started(experiment, mesh)
+            state = saves.latest(mesh) or started(experiment, mesh, source)
         first = int(state.step)
         if profile_at is not None and not first < profile_at < run.steps:
             raise UserError(
@@ -207,7 +213,11 @@ def fit(
     return state
 
 
-def started(experiment: Experiment, mesh: jax.sharding.Mesh) -> State:
-    """The state of step 0, each piece made where it is stored."""
+def started(experiment: Experiment, mesh: jax.sharding.Mesh, source: start.Source | None) -> State:
+    """The state of step 0, each piece made, or read, where it is stored."""
     shardings = steps.state_shardings(experiment, mesh)
-    return jax.jit(lambda: steps.init(experiment), out_shardings=shardings)()
+    if source is None:
+        return jax.jit(lambda: steps.init(experiment), out_shardings=shardings)()
+    params = start.params(source, mesh, experiment.run.wait_seconds)
+    begin = jax.jit(partial(steps.init, experiment), out_shardings=shardings, donate_argnums=0)
+    return begin(params)

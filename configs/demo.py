@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
+    config.start = ""
     config.model = dict(
         layers=4,
         width=128,
@@ -22,6 +23,7 @@ def get_config() -> ConfigDict:
         dropout=0.1,
         init_std=0.02,
         layer_norm_epsilon=1e-5,
+        scale_attn_by_layer=True,
         compute_dtype="float32",
         remat="none",
         attention="auto",

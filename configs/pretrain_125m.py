@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
+    config.start = ""
     config.model = dict(
         layers=12,
         width=768,
@@ -24,6 +25,7 @@ def get_config() -> ConfigDict:
         dropout=0.1,
         init_std=0.02,
         layer_norm_epsilon=1e-5,
+        scale_attn_by_layer=True,
         compute_dtype="bfloat16",
         remat="named",
         attention="auto",

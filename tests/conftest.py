@@ -44,6 +44,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 TINY = config.Experiment(
+    start="",
     model=config.Model(
         layers=2,
         width=64,
@@ -54,6 +55,7 @@ TINY = config.Experiment(
         dropout=0.1,
         init_std=0.02,
         layer_norm_epsilon=1e-5,
+        scale_attn_by_layer=True,
         compute_dtype="float32",
         remat="none",
         attention="auto",
@@ -112,7 +114,10 @@ def golden(request) -> Callable[[str, str], str]:
 def changed(experiment: config.Experiment, **settings) -> config.Experiment:
     """changed(TINY, model__layers=3): `experiment` with other settings."""
     for name, value in settings.items():
-        section, field = name.split("__")
+        section, _, field = name.partition("__")
+        if not field:
+            experiment = dataclasses.replace(experiment, **{name: value})
+            continue
         part = dataclasses.replace(getattr(experiment, section), **{field: value})
         experiment = dataclasses.replace(experiment, **{section: part})
     return experiment

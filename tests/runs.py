@@ -1,6 +1,7 @@
 """Runs of the smallest experiment as a person starts them: real processes, one or several."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -25,8 +26,9 @@ PATIENCE = 300  # seconds for anything to happen on a busy machine; never what a
 
 def config_file(experiment: Experiment, file: Path) -> Path:
     """Writes an experiment as a file of configs/."""
-    sections = {n: vars(section) for n, section in vars(experiment).items() if n[0] != "_"}
-    lines = [f"    config.{name} = dict(**{section!r})" for name, section in sections.items()]
+    lines = [
+        f"    config.{name} = {value!r}" for name, value in dataclasses.asdict(experiment).items()
+    ]
     file.write_text(
         "from ml_collections import ConfigDict\n\n\ndef get_config():\n    config = ConfigDict()\n"
         + "\n".join(lines)

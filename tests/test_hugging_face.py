@@ -2,6 +2,7 @@
 
 import json
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from biomedlm_jax.config import Model
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.hf import names, save
+from biomedlm_jax.hf.config import config_json
 from biomedlm_jax.model import gpt
 from biomedlm_jax.pipeline.vocabulary import MODEL_FILE
 from data import parse
@@ -29,6 +31,7 @@ BIOMEDLM = Model(
     dropout=0.1,
     init_std=0.02,
     layer_norm_epsilon=1e-5,
+    scale_attn_by_layer=True,
     compute_dtype="bfloat16",
     remat="named",
     attention="auto",
@@ -58,6 +61,7 @@ def model():
         dropout=0.1,
         init_std=0.02,
         layer_norm_epsilon=1e-5,
+        scale_attn_by_layer=True,
         compute_dtype="float32",
         remat="none",
         attention="reference",
@@ -111,16 +115,27 @@ def test_table_names_every_tensor_of_hugging_face_once(model):
     torch = pytest.importorskip("torch")
     with torch.device("meta"):
         theirs = transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(**save.config(model, eos_id=1))
+            transformers.GPT2Config(**config_json(model, eos_id=1))
         ).state_dict()
     assert theirs.pop("lm_head.weight").shape == (model.vocab, model.width)
     listed = [(name, row.shapes(model)[1]) for row in names.TABLE for name in row.names(model)]
     assert sorted(listed) == sorted((name, tuple(t.shape)) for name, t in theirs.items())
 
 
+def flat(tree) -> dict[str, Any]:
+    return traverse_util.flatten_dict(tree, sep="/")  # pyright: ignore
+
+
 def test_there_and_back_to_the_bit(params, model):
-    back = names.from_hf(dict(names.to_hf(params, model)), model)
-    jax.tree.map(np.testing.assert_array_equal, back, params)
+    """Also piece by piece, whatever the cuts: through heads, through the padding."""
+    tensors, draw = dict(names.to_hf(params, model)), random.Random(0)
+    for row in names.TABLE:
+        whole = flat(params)[row.ours]
+        for trial in range(30):
+            cuts = [sorted(draw.choices(range(size + 1), k=2)) for size in whole.shape]
+            index = tuple(slice(*cut) if trial else slice(None) for cut in cuts)
+            piece = row.piece(index, model, lambda name, part: tensors[name][part])
+            np.testing.assert_array_equal(piece, whole[index], row.ours)
 
 
 def test_tensors_are_contiguous_whatever_the_order_of_ours(params, model):
@@ -159,9 +174,10 @@ def test_misfits_are_reported_together(params, model):
     tensors = dict(names.to_hf(params, model))
     tensors["lm_head.weight"] = tensors.pop("transformer.wte.weight")
     tensors["transformer.h.2.ln_1.bias"] = np.zeros(5, np.float32)
+    tensors["transformer.h.3.ln_1.bias"] = tensors["transformer.h.1.ln_1.bias"]
     with pytest.raises(UserError) as theirs:
-        names.from_hf(tensors, model)
-    for part in ("wte.weight is missing", "lm_head.weight is unknown", "(5,) instead of (32,)"):
+        names.match({name: x.shape for name, x in tensors.items()}, model, "the folder")
+    for part in ("wte.weight is missing", "h.3.ln_1.bias is unknown", "(5,) instead of (32,)"):
         assert part in str(theirs.value)
 
 
@@ -179,11 +195,11 @@ def test_config_is_biomedlm_s():
         n_ctx=1024,
         dtype="float32",
     )
-    ours = save.config(BIOMEDLM, eos_id=28895)
+    ours = config_json(BIOMEDLM, eos_id=28895)
     assert transformers.GPT2Config(**ours).to_dict() == biomedlm.to_dict()
     general = set(transformers.PreTrainedConfig().to_dict())
     assert set(transformers.GPT2Config().to_dict()) - general <= set(ours), "a field left open"
-    assert save.config(Model(**{**vars(BIOMEDLM), "mlp": 4096}), eos_id=1)["n_inner"] == 4096
+    assert config_json(Model(**{**vars(BIOMEDLM), "mlp": 4096}), eos_id=1)["n_inner"] == 4096
 
 
 def test_folder_opens_and_generates_without_a_warning(folder, params, model, complaints):

@@ -20,6 +20,7 @@ from biomedlm_jax.pipeline.store_writer import StoreWriter
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from biomedlm_jax.train import fit
 from tests.conftest import ROOT, TINY, changed, on
+from tests.runs import config_file
 
 ON_DEVICES = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__model": 2}
 
@@ -106,15 +107,7 @@ def test_the_same_command_again_does_nothing(uninterrupted, experiment, capsys):
 def command(experiment, store, tmp_path_factory):
     """command(workdir): the shell command of the experiment's run, from a config file."""
     file = tmp_path_factory.mktemp("config") / "tiny.py"
-    sections = {
-        name: section for name, section in vars(experiment).items() if not name.startswith("_")
-    }
-    lines = [f"    config.{name} = dict(**{vars(section)!r})" for name, section in sections.items()]
-    file.write_text(
-        "from ml_collections import ConfigDict\n\n\ndef get_config():\n    config = ConfigDict()\n"
-        + "\n".join(lines)
-        + "\n    return config\n"
-    )
+    config_file(experiment, file)
 
     def make(workdir, *flags):
         return [

@@ -24,6 +24,7 @@ from biomedlm_jax.config import Data, Experiment, Mesh, Model, Optimizer, Run
 WARM_UP = 2  # steps of each side before the first round; the first one compiles
 UNTIMED = 1  # at the start of a turn
 EXPERIMENT = Experiment(
+    start="",
     model=Model(
         layers=6,
         width=384,
@@ -34,6 +35,7 @@ EXPERIMENT = Experiment(
         dropout=0.0,
         init_std=0.02,
         layer_norm_epsilon=1e-5,
+        scale_attn_by_layer=True,
         compute_dtype="float32",
         remat="none",
         attention="auto",
@@ -115,11 +117,11 @@ def pytorch(experiment: Experiment) -> Callable[[], float]:
     import torch
     import transformers
 
-    from biomedlm_jax.hf import names, save
+    from biomedlm_jax.hf import config, names
 
     torch.set_num_threads(math.prod(dataclasses.astuple(experiment.mesh)))
     chosen = experiment.optimizer
-    described = transformers.GPT2Config.from_dict(save.config(experiment.model, eos_id=0))
+    described = transformers.GPT2Config.from_dict(config.config_json(experiment.model, eos_id=0))
     model = transformers.GPT2LMHeadModel(described)  # "eager", as the exported folder says
     tensors = {
         name: torch.tensor(array)

@@ -36,6 +36,7 @@ MODEL = Model(  # of configs/pretrain_125m.py, in float32
     compute_dtype="float32",
     remat="named",
     attention="auto",
+    scale_attn_by_layer=True,
 )
 
 
@@ -98,7 +99,8 @@ def pytorch() -> Callable[[int], list[list[int]]]:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     params = jax.device_get(gpt.init(MODEL, jax.random.key(SEED)))
     described = {**config_json(MODEL, eos_id=0), "attn_implementation": "sdpa"}
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config.from_dict(described)).eval()
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config.from_dict(described))
+    model.eval()
     tensors = {name: torch.tensor(array) for name, array in names.to_hf(params, MODEL)}
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
     model.load_state_dict(tensors)
@@ -107,7 +109,8 @@ def pytorch() -> Callable[[int], list[list[int]]]:
     def run(batch: int) -> list[list[int]]:
         ids = torch.tensor(prompts(batch))
         with torch.no_grad():
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), **chosen)
+            ones = torch.ones_like(ids)
+            out = model.generate(ids, attention_mask=ones, **chosen)  # pyright: ignore
         return out[:, PROMPT:].tolist()
 
     return run

@@ -73,9 +73,18 @@ class Programs:
         self.model, self.mesh = model, mesh
         self._graph = gpt.graph(model, apart=True)
         state, weights = _state_specs(model), decode.weight_specs(model)
-        beginning = (_ROWS, _ROW, _ROW, Options(*[_ROW] * 5))  # pyright: ignore
-        self.prompt = self._compiled(self._prompt, (weights, state, *beginning), state)
-        self.token = self._compiled(self._token, (weights, state), state)
+        own = state._replace(cache=decode.cache_specs(model))
+        rows = Options(*[_ROW] * 5)  # pyright: ignore
+        self.prompt = self._compiled(self._prompt, (weights, _ROWS, _ROW, rows), own)
+        self.token = self._compiled(self._token, (weights, state), state, donated=1)
+        self._insert = jax.jit(
+            jax.shard_map(self._with_rows, mesh=mesh, in_specs=(state, own, _ROW), out_specs=state),
+            donate_argnums=0,
+        )
+
+    def insert(self, state: State, rows: State, slot: jax.Array) -> State:
+        """`state` with what `prompt` gave in slots, one of each group; see `_with_rows`."""
+        return self._insert(state, rows, slot)
 
     def empty(self, slots: int, length: int) -> State:
         """A state of `slots` free ones, with a cache of `length` places."""
@@ -108,34 +117,34 @@ class Programs:
     def _prompt(
         self,
         weights: decode.Weights,
-        state: State,
         tokens: Int[Array, "B T"],
         last: Int[Array, "B"],
-        slot: Int[Array, "B"],
         options: Options,
     ) -> tuple[State, Int[Array, "B"]]:
-        """(the state with prompts in slots, the first token of each).
+        """(the state of rows that begin, one for each group; their first tokens).
 
-        last: position of a prompt's last token. slot: among those of the group; one that does not
-        exist is for a group that has no prompt.
+        last: position of a prompt's last token.
         """
-
-        def set_rows(old: Array, new: Array) -> Array:
-            return old.at[slot].set(new.astype(old.dtype), mode="drop")
-
-        logits, fresh = decode.prompt(self._graph, weights, tokens, last)
-        length = tokens.shape[1]
-        cache = jax.tree.map(
-            lambda old, new: old.at[slot, :, :length].set(new, mode="drop"), state.cache, fresh
-        )
-        real = jnp.arange(length) <= last[:, None]
+        logits, cache = decode.prompt(self._graph, weights, tokens, last)
+        real = jnp.arange(tokens.shape[1]) <= last[:, None]
         rows = jnp.arange(len(tokens))[:, None]
         none = jnp.zeros((len(tokens), self.model.vocab), bool)
         seen = none.at[rows, jnp.where(real, tokens, self.model.vocab)].set(True, mode="drop")
         chosen = self._chosen(logits, seen, options, last + 1)
         seen = seen.at[rows[:, 0], chosen].set(True)
-        rest = jax.tree.map(set_rows, state[1:], (chosen, last + 1, seen, options))
-        return State(cache, *rest), chosen
+        return State(cache, chosen, last + 1, seen, options), chosen
+
+    def _with_rows(self, state: State, rows: State, slot: Int[Array, "B"]) -> State:
+        """slot: among those of the group; one that does not exist is for a group without a row."""
+
+        def put(old: Array, new: Array) -> Array:
+            return old.at[slot].set(new, mode="drop")
+
+        def put_places(old: Array, new: Array) -> Array:
+            return old.at[slot, :, : new.shape[2]].set(new, mode="drop")
+
+        cache = jax.tree.map(put_places, state.cache, rows.cache)
+        return State(cache, *jax.tree.map(put, state[1:], rows[1:]))
 
     def _token(self, weights: decode.Weights, state: State) -> tuple[State, Int[Array, "B"]]:
         """(the state one token later, that token of each slot)."""
@@ -159,11 +168,13 @@ class Programs:
         # All devices of `split` choose the same; the maximum says so to the type system.
         return jax.lax.pmax(choose(whole, seen, options, position), split)
 
-    def _compiled(self, local: Callable, in_specs: tuple, state: State) -> Callable:
+    def _compiled(
+        self, local: Callable, in_specs: tuple, state: State, donated: int | None = None
+    ) -> Callable:
         """Gives (state, tokens), the tokens of all groups on every device."""
         whole = jax.shard_map(local, mesh=self.mesh, in_specs=in_specs, out_specs=(state, _ROW))
         out = (self._shardings(state), NamedSharding(self.mesh, PartitionSpec()))
-        return jax.jit(whole, donate_argnums=1, out_shardings=out)
+        return jax.jit(whole, donate_argnums=donated, out_shardings=out)
 
     def _shardings(self, specs: State | decode.Cache) -> State | decode.Cache:
         is_leaf = lambda x: isinstance(x, PartitionSpec)  # noqa: E731

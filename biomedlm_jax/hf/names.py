@@ -1,8 +1,9 @@
 """One table between our parameters and Hugging Face's GPT-2, read in both directions.
 
-Ours come from `model/gpt.py` as a nested dict; `hf/save.py` writes what `to_hf` yields. Kernels
-are (in, out) on both sides, for GPT-2 keeps them in that order (its class is called Conv1D). Three
-things differ, and the letters of a row's axes say which of them apply:
+Ours come from `model/gpt.py` as a nested dict; `hf/read.py` reads them from a folder and
+`hf/save.py` writes them to one, an array or a piece of one at a time. Kernels are (in, out) on both
+sides, for GPT-2 keeps them in that order (its class is called Conv1D). Three things differ, and the
+letters of a row's axes say which of them apply:
 
   l first: we stack the layers of a parameter into one array, Hugging Face names each layer's.
   v first: our embedding has rows of padding from `vocab` on, theirs has not.
@@ -13,15 +14,23 @@ There is no row for Hugging Face's `lm_head.weight`: the head is `wte`, tied by 
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from flax import traverse_util
+from jaxtyping import Float
 
 from biomedlm_jax.config import Model
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.model.gpt import axis_sizes
+
+PREFIX = "transformer."  # GPT2LMHeadModel has it, GPT2Model has not
+HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
+# What older releases of transformers kept with the weights: the causal mask, and what it fills in.
+MASKS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
+Index = tuple[slice, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +50,61 @@ class Row:
         ours = tuple(sizes[axis] for axis in self.axes)
         sizes["v"] = model.vocab
         return ours, tuple(sizes[axis] for axis in self.axes.removeprefix("l"))
+
+    def leave(
+        self, array: Float[np.ndarray, "..."], model: Model, start: int = 0
+    ) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
+        """Hugging Face's name and tensor, each C-contiguous as safetensors needs it; a view of
+        `array` where nothing has to move.
+
+        array: ours, or what of it begins at `start` on its first axis: then the tensors of some
+          layers, or some rows of the one tensor.
+        """
+        stacked = self.axes[0] == "l"
+        parts = array if stacked else array[None]
+        listed = self.names(model)[start : start + len(array)] if stacked else self.names(model)
+        for name, part in zip(listed, parts, strict=True):
+            if self.axes[0] == "v":
+                part = part[: max(0, model.vocab - start)]
+            if self.axes[-1] == "q":
+                split = part.reshape(*part.shape[:-1], model.heads, 3, -1)
+                part = split.swapaxes(-3, -2).reshape(part.shape)
+            yield name, np.ascontiguousarray(part)
+
+    def piece(
+        self, index: Index, model: Model, read: Callable[[str, Index], np.ndarray]
+    ) -> Float[np.ndarray, "..."]:
+        """array[index] of our array, float32, from what `read(name, index)` gives of Hugging
+        Face's tensors; nothing else of them is read."""
+        ours, theirs = self.shapes(model)
+        ranges = [range(*part.indices(size)) for part, size in zip(index, ours, strict=True)]
+        out = np.zeros([len(part) for part in ranges], np.float32)
+        stacked = self.axes[0] == "l"
+        inner = ranges[stacked:]
+        for layer, target in zip(ranges[0], out, strict=True) if stacked else [(0, out)]:
+            name = self.theirs.format(layer)
+            if self.axes[-1] == "q":
+                others = tuple(slice(part.start, part.stop) for part in inner[:-1])
+                target[...] = _columns(inner[-1], model, lambda q: read(name, (*others, q)))  # noqa: B023
+            elif inner[0].start < theirs[0]:  # else all of it is padding
+                slices = tuple(
+                    slice(part.start, min(part.stop, size))
+                    for part, size in zip(inner, theirs, strict=True)
+                )
+                target[: slices[0].stop - slices[0].start] = read(name, slices)
+        return out
+
+
+def _columns(wanted: range, model: Model, read: Callable[[slice], np.ndarray]) -> np.ndarray:
+    """Some of our columns of qkv; `read` gives a range of Hugging Face's."""
+    head = 3 * model.head_dim
+    first, end = wanted.start // head, -(-wanted.stop // head)  # whole heads
+    starts = [part * model.width + first * model.head_dim for part in range(3)]
+    size = (end - first) * model.head_dim
+    parts = [read(slice(start, start + size)) for start in starts]
+    split = [part.reshape(*part.shape[:-1], end - first, model.head_dim) for part in parts]
+    joined = np.stack(split, axis=-2).reshape(*parts[0].shape[:-1], 3 * size)
+    return joined[..., wanted.start - first * head : wanted.stop - first * head]
 
 
 TABLE = (
@@ -64,8 +128,7 @@ TABLE = (
 
 
 def to_hf(params: Mapping, model: Model) -> Iterator[tuple[str, np.ndarray]]:
-    """Hugging Face's name and tensor for every parameter, each C-contiguous as safetensors
-    needs it; a view of ours where nothing had to move.
+    """Hugging Face's name and tensor for every parameter; see `Row.leave`.
 
     params: nested dict of float32 arrays, such as params["blocks"]["qkv"]["kernel"] [L, D, Q].
 
@@ -74,65 +137,59 @@ def to_hf(params: Mapping, model: Model) -> Iterator[tuple[str, np.ndarray]]:
         another shape or dtype than `model` gives it.
     """
     flat: Any = traverse_util.flatten_dict(params, sep="/")
-    _refuse_misfits("parameters", flat, {row.ours: row.shapes(model)[0] for row in TABLE})
-    return _leave(flat, model)
-
-
-def _leave(flat: Mapping[str, np.ndarray], model: Model) -> Iterator[tuple[str, np.ndarray]]:
-    for row in TABLE:
-        array = np.asarray(flat[row.ours])
-        parts = array if row.axes[0] == "l" else array[None]
-        for name, part in zip(row.names(model), parts, strict=True):
-            if row.axes[0] == "v":
-                part = part[: model.vocab]
-            if row.axes[-1] == "q":
-                part = _swap(part, (model.heads, 3))
-            yield name, np.ascontiguousarray(part)
-
-
-def from_hf(tensors: Mapping[str, np.ndarray], model: Model) -> dict:
-    """The nested dict of parameters that `to_hf` makes `tensors` of, to the bit.
-
-    Raises:
-      UserError: with every tensor that is missing, unknown, or has another shape or dtype than
-        `model` gives it.
-    """
-    shapes = {name: row.shapes(model)[1] for row in TABLE for name in row.names(model)}
-    _refuse_misfits("Hugging Face tensors", tensors, shapes)
-
-    flat = {}
-    for row in TABLE:
-        parts = [tensors[name] for name in row.names(model)]
-        if row.axes[0] == "v":
-            parts = [
-                np.pad(part, ((0, model.padded_vocab - model.vocab), (0, 0))) for part in parts
-            ]
-        if row.axes[-1] == "q":
-            parts = [_swap(part, (3, model.heads)) for part in parts]
-        flat[row.ours] = np.stack(parts) if row.axes[0] == "l" else parts[0]
-    return traverse_util.unflatten_dict(flat, sep="/")
-
-
-def _swap(array: np.ndarray, groups: tuple[int, int]) -> np.ndarray:
-    """`array` [..., Q] with the two outer of the three axes that Q joins, of sizes `groups`,
-    in the other order."""
-    split = array.reshape(*array.shape[:-1], *groups, -1)
-    return split.swapaxes(-3, -2).reshape(array.shape)
-
-
-def _refuse_misfits(
-    what: str, found: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    misfits = [f"{name} is missing" for name in shapes if name not in found]
-    for name, array in found.items():
-        if name not in shapes:
-            misfits.append(f"{name} is unknown")
-        elif array.shape != shapes[name]:
-            misfits.append(f"{name} has shape {array.shape} instead of {shapes[name]}")
-        elif array.dtype != np.float32:
-            misfits.append(f"{name} is {array.dtype} instead of float32")
+    misfits = _misfits(
+        {name: array.shape for name, array in flat.items()},
+        {row.ours: row.shapes(model)[0] for row in TABLE},
+    )
+    misfits += [
+        f"{name} is {array.dtype} instead of float32"
+        for name, array in flat.items()
+        if array.dtype != np.float32
+    ]
     if misfits:
         raise UserError(
-            f"these {what} do not fit config.model, so nothing was converted; give the "
+            "these parameters do not fit config.model, so nothing was converted; give the "
             f"configuration that they were made with: {'; '.join(misfits)}"
         )
+    arrays = ((row, np.asarray(flat[row.ours])) for row in TABLE)
+    return (tensor for row, array in arrays for tensor in row.leave(array, model))
+
+
+def match(found: Mapping[str, tuple[int, ...]], model: Model, where: str) -> dict[str, str]:
+    """{Hugging Face's name as in TABLE: its name in `found`}, each once; also of HEAD, if there.
+
+    found: shapes of the tensors, with the prefix "transformer." or all without it.
+    where: they are, for messages.
+
+    Raises:
+      UserError: with every tensor that is missing, unknown, or has another shape than `model`
+        gives it.
+    """
+    prefixed = any(name.startswith(PREFIX) for name in found)
+    spelled = {
+        name if prefixed or name == HEAD else PREFIX + name: name
+        for name in found
+        if not MASKS.fullmatch(name if prefixed else PREFIX + name)
+    }
+    shapes = {name: row.shapes(model)[1] for row in TABLE for name in row.names(model)}
+    if HEAD in spelled:
+        shapes[HEAD] = shapes[EMBEDDING]
+    wrong = _misfits({name: found[own] for name, own in spelled.items()}, shapes)
+    if wrong:
+        raise UserError(
+            f"the tensors of {where} are not those that its config.json describes, so nothing was "
+            f"loaded: {'; '.join(wrong)}"
+        )
+    return spelled
+
+
+def _misfits(
+    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    wrong = [f"{name} is missing" for name in wanted if name not in found]
+    for name, shape in found.items():
+        if name not in wanted:
+            wrong.append(f"{name} is unknown")
+        elif tuple(shape) != wanted[name]:
+            wrong.append(f"{name} has shape {tuple(shape)} instead of {wanted[name]}")
+    return wrong

@@ -1,199 +1,316 @@
-"""A trained checkpoint as an ordinary Hugging Face GPT-2 folder.
+"""A model as an ordinary Hugging Face GPT-2 folder.
 
-    python -m biomedlm_jax.hf.save --checkpoint=WORKDIR --output=DIR
+    python -m biomedlm_jax.hf.save --checkpoint=DIR --output=DIR
 
-Comes after training (`checkpoint.py` reads what it left in WORKDIR). What comes out opens with
-transformers' AutoModelForCausalLM and AutoTokenizer, where neither JAX nor SentencePiece is
-needed; torch isn't needed here. All parameters are in memory at once, about 4 bytes each, and
-those of the qkv projections twice.
+--checkpoint is the --workdir of a run, or anything else that `start.find` knows. What comes out
+opens with transformers' AutoModelForCausalLM and AutoTokenizer, where neither JAX nor SentencePiece
+is needed; torch isn't needed here. One layer of one parameter is in memory at a time, whatever the
+size of the model (of a run on gs://, one parameter). receipt.json says what was written, from what,
+and what was checked: that what was read is what was saved, that every number is finite and the
+padding zero, and that the folder, read back through the safetensors library, holds the same arrays.
 """
 
+import importlib.metadata
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
-import safetensors
-import safetensors.numpy
+import ml_dtypes
+import numpy as np
 from absl import flags
 from etils import epath
+from flax import traverse_util
 from tqdm import tqdm
 
-from biomedlm_jax import entry
-from biomedlm_jax.config import Model
-from biomedlm_jax.hf import names, tokenizer
-from biomedlm_jax.pipeline.vocabulary import END_OF_TEXT, Place, Vocabulary
+from biomedlm_jax import entry, journal, start
+from biomedlm_jax.checksums import Running
+from biomedlm_jax.config import Model, flat
+from biomedlm_jax.entry import UserError
+from biomedlm_jax.hf import card as cards
+from biomedlm_jax.hf import names, read, tokenizer, write
+from biomedlm_jax.hf.card import card
+from biomedlm_jax.hf.config import config_json
+from biomedlm_jax.hf.names import TABLE, Row
+from biomedlm_jax.hf.read import finite
+from biomedlm_jax.pipeline.vocabulary import MODEL_FILE, Place, Vocabulary
+from biomedlm_jax.start import PARAMS, RECEIPT, Source
 
-CARD = """\
----
-library_name: transformers
-pipeline_tag: text-generation
-language: en
-tags: [biology, medical]
----
-
-# A language model of biomedical text
-
-A GPT-2 decoder, trained with biomedlm_jax on text of PubMed, in float32.
-Attention scores are also divided by the layer's index + 1.
-
-| | |
-|---|---|
-{rows}
-
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained("this/folder")
-    tokenizer = AutoTokenizer.from_pretrained("this/folder")
-
-Releases of transformers before its pull request 44397 compute the division by layer only in
-their "eager" attention and leave it out, without a word, in others. `config.json` asks for
-"eager"; with a newer release one may pass `attn_implementation="sdpa"`.
-
-The tokenizer gives the ids of the vocabulary that the model was trained with. {vocabulary} The text
-`{end}` becomes the end-of-text token; load the tokenizer with `split_special_tokens=True` for text
-from strangers, where it must not.
-
-## Use and licence
-
-For research. This is no medical device and gives no medical advice: what it writes can be wrong,
-out of date or made up, and must not guide the treatment of anybody.
-
-The software is under the Apache License 2.0. The licence of these weights is for those who
-trained them to state, here, with the licences of the training text in mind.
-"""
-
-KINDS = {
-    "sentencepiece": "It was a SentencePiece\nmodel; the character U+2581 comes back as a space.",
-    "byte_level": "It is byte-level, as\nGPT-2's; any text comes back unchanged.",
+Pieces = Callable[[Row], Iterator[tuple[int, np.ndarray]]]  # where one starts on the first axis
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+POLICY = {
+    "float32": "the float32 parameters, to the bit",
+    "bfloat16": "the float32 parameters rounded to the nearest bfloat16",
+    "float16": "the float32 parameters rounded to the nearest float16; none was too large for it",
 }
 
 
 def save(
     params: Mapping,
     model: Model,
-    vocabulary: Place,
+    vocabulary: Place | None,
     output: Path,
     *,
     extra: Mapping[str, object],
+    dtype: str = "float32",
+    shard_gb: float = 5.0,
+) -> None:
+    """Writes the folder `output`, of parameters that are in memory; see `export`.
+
+    params: nested dict of float32 arrays as in `model/gpt.py`.
+
+    Raises:
+      UserError: see `export`; or `params` aren't the model's.
+    """
+    flattened: Any = traverse_util.flatten_dict(params, sep="/")
+    names.to_hf(params, model)
+
+    def pieces(row: Row) -> Iterator[tuple[int, np.ndarray]]:
+        yield 0, np.asarray(flattened[row.ours])
+
+    about = {"what": "parameters in memory"}
+    text = {"extra": extra}
+    export(
+        pieces,
+        lambda name, checksum: None,
+        model,
+        vocabulary,
+        output,
+        about,
+        text,
+        dtype=dtype,
+        shard_gb=shard_gb,
+    )
+
+
+def export(
+    pieces: Pieces,
+    compare: Callable[[str, int], None],
+    model: Model,
+    vocabulary: Place | None,
+    output: Path,
+    source: Mapping[str, Any],
+    about: Mapping[str, Any],
+    *,
+    eos_id: int | None = None,
+    dtype: str = "float32",
+    shard_gb: float = 5.0,
+    beside: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes the folder `output`, which appears when it is complete.
 
-    params: nested dict of float32 arrays as in `model/gpt.py`.
-    vocabulary: the file that the training text was encoded with.
-    extra: further lines of the model card's table, such as {"step": 300000}.
+    pieces: of a row's array, float32, in order; each starts where the one before ended.
+    compare: is given the checksum of each array, by our name of it; raises where it is wrong.
+    vocabulary: the file that the training text was encoded with, if known.
+    source: what the receipt says about where the weights come from.
+    about: of `card.card`.
+    eos_id: that ends a text, where there is no vocabulary to say so.
+    dtype: of the tensors.
+    shard_gb: of a file at most, in 10^9 bytes.
+    beside: further files.
 
     Raises:
-      UserError: `output` isn't empty, `vocabulary` isn't the model's, or `params` aren't; before
-        anything is written.
+      UserError: `output` isn't empty or has no room, `vocabulary` isn't the model's, a number is
+        not finite or too large for `dtype`, or padding is not zero.
     """
-    pieces, converted = Vocabulary(vocabulary), tokenizer.convert(vocabulary)
-    if pieces.size != model.vocab:
-        raise entry.UserError(
-            f"config.model.vocab={model.vocab}, but {pieces.path} has {pieces.size} pieces; give "
-            f"the vocabulary that the model was trained with"
-        )
-    eos_id = pieces.eos_id
-    tensors = names.to_hf(params, model)
-    total = sum(len(row.names(model)) for row in names.TABLE)
+    pieced, converted = None, None
+    if vocabulary is not None:
+        pieced, converted = Vocabulary(vocabulary), tokenizer.convert(vocabulary)
+        if pieced.size != model.vocab:
+            raise UserError(
+                f"config.model.vocab={model.vocab}, but {pieced.path} has {pieced.size} pieces; "
+                "give the vocabulary that the model was trained with"
+            )
+        eos_id = pieced.eos_id
+    listed = [(name, row.shapes(model)[1]) for row in TABLE for name in row.names(model)]
+    shards = write.plan(listed, dtype, int(shard_gb * 1e9))
+    entry.check_output(output)
+    write.check_room(output, model.parameters * write.WIDTHS[dtype])
 
-    with entry.whole_folder(output) as folder:
-        tokenizer.write(converted, folder, context=model.context)
-        _write_json(folder / "config.json", config(model, eos_id=eos_id))
+    with ExitStack() as stack:
+        folder = stack.enter_context(write.written(output))
+        writer = stack.enter_context(closing(write.Writer(folder, shards, dtype)))
+        sums = _weights(pieces, compare, model, writer, dtype, len(listed))
+        texts: dict[str, bytes] = dict(beside or {})
+        if len(shards) > 1:
+            texts[read.INDEX] = _json(write.index(shards, dtype))
+        if pieced is not None and converted is not None:
+            tokenizer.write(converted, folder, context=model.context)
+            if pieced.kind == "sentencepiece":  # by which the folder can be loaded again
+                texts[MODEL_FILE] = pieced.path.read_bytes()
         # Without a padding token some releases of transformers warn at each text and take eos.
-        tokens = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
-        _write_json(folder / "generation_config.json", tokens)
-        (folder / "README.md").write_text(card(model, pieces.kind, extra), encoding="utf-8")
-        weights = folder / "model.safetensors"
-        laid_out = dict(tqdm(tensors, total=total, desc="export", unit="tensor"))
-        try:
-            safetensors.numpy.save_file(laid_out, weights, metadata={"format": "pt"})
-        except safetensors.SafetensorError as error:  # the file system's refusals too
-            raise entry.UserError(f"{output} can not be written: {error}") from error
-        # safetensors lets nobody but the owner read it; the others follow the user's umask.
-        weights.chmod((folder / "config.json").stat().st_mode)
+        ids = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
+        texts["generation_config.json"] = _json(ids)
+        kind = None if pieced is None else pieced.kind
+        texts["README.md"] = card(model, kind, **{"dtype": dtype, **about}).encode()
+        settings = _json(config_json(model, eos_id=eos_id, dtype=dtype))
+        for name, content in texts.items():
+            (folder / name).write_bytes(content)
+        read_back(folder, model, sums)  # while the disk still writes
+        writer.sync()
+        texts |= {path.name: path.read_bytes() for path in folder.glob("tokenizer*.json")}
+        files = writer.files | {name: write.digest(content) for name, content in texts.items()}
+        files["config.json"] = write.digest(settings)
+        receipt = {
+            "source": source,
+            "files": dict(sorted(files.items())),
+            "tensors": len(listed),
+            "parameters": model.parameters,
+            "dtype": dtype,
+            "values": POLICY[dtype],
+            "vocabulary_padding_removed": model.padded_vocab - model.vocab,
+            "checks": [
+                "every array has the checksum that its source has of it, where that has one",
+                "every number is finite",
+                "the rows of padding are zero",
+                "read back through safetensors, every array has the checksum below",
+            ],
+            "checksums": sums,
+            "versions": {x: importlib.metadata.version(x) for x in ("jax", "safetensors")},
+        }
+        (folder / RECEIPT).write_bytes(_json(receipt))
+        (folder / "config.json").write_bytes(settings)  # the last, for it makes it a model
 
 
-def config(model: Model, *, eos_id: int) -> dict[str, object]:
-    """Every field of GPT-2's config.json, so that no default of a release of transformers
-    decides what the model computes."""
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": model.vocab,
-        "n_positions": model.context,
-        "n_ctx": model.context,
-        "n_embd": model.width,
-        "n_layer": model.layers,
-        "n_head": model.heads,
-        "n_inner": None if model.mlp == 4 * model.width else model.mlp,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": model.layer_norm_epsilon,
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": True,
-        "reorder_and_upcast_attn": False,
-        "attn_implementation": "eager",  # see the model card
-        "add_cross_attention": False,
-        "tie_word_embeddings": True,
-        "embd_pdrop": model.dropout,
-        "attn_pdrop": model.dropout,
-        "resid_pdrop": model.dropout,
-        "initializer_range": model.init_std,
-        "bos_token_id": eos_id,
-        "eos_token_id": eos_id,
-        "pad_token_id": None,
-        "use_cache": True,
-        "dtype": "float32",
-        "torch_dtype": "float32",  # what releases before 4.56 read
-        # Of heads for other tasks, which users can put on the decoder; GPT-2's values.
-        "summary_type": "cls_index",
-        "summary_use_proj": True,
-        "summary_activation": None,
-        "summary_proj_to_labels": True,
-        "summary_first_dropout": 0.1,
-    }
+def read_back(folder: Path, model: Model, sums: Mapping[str, int]) -> None:
+    """Reads the weights as anybody would, and makes our arrays of them again.
+
+    Raises:
+      UserError: they are not those that were written.
+    """
+    opened = read.Folder(folder, model=model)
+
+    def differs(row: Row) -> bool:
+        found = Running(row.shapes(model)[0])
+        for begin, piece in opened.pieces(row.ours):
+            found.add(begin, piece)
+        return found.value != sums[f"{PARAMS}/{row.ours}"]
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        wrong = [row.ours for row, no in zip(TABLE, pool.map(differs, TABLE), strict=True) if no]
+    if wrong:
+        raise UserError(
+            f"{', '.join(wrong)} read back from {folder} are not what was written; this disk or "
+            "this machine's memory is at fault"
+        )
 
 
-def card(model: Model, kind: str, extra: Mapping[str, object]) -> str:
-    """The folder's README.md; kind: of the vocabulary."""
-    facts = {
-        "parameters": f"{model.parameters:,}",
-        "layers": model.layers,
-        "width": model.width,
-        "heads": model.heads,
-        "mlp": model.mlp,
-        "vocabulary": model.vocab,
-        "context": model.context,
-        **extra,
-    }
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    return CARD.format(rows=rows, end=END_OF_TEXT, vocabulary=KINDS[kind])
+def _weights(
+    pieces: Pieces,
+    compare: Callable[[str, int], None],
+    model: Model,
+    writer: write.Writer,
+    dtype: str,
+    total: int,
+) -> dict[str, int]:
+    """Writes all tensors; the checksums of our arrays as they are there.
+
+    total: tensors, for the bar.
+    """
+    sums = dict[str, int]()
+    with tqdm(total=total, desc="export", unit="tensor") as bar:
+        for row in TABLE:
+            given, left = (Running(row.shapes(model)[0]) for _ in range(2))
+            for begin, piece in pieces(row):
+                given.add(begin, piece)
+                rounded, again = _rounded(piece, dtype, row, begin)
+                if again is not piece:
+                    left.add(begin, again)
+                if row.axes[0] == "v" and piece[max(0, model.vocab - begin) :].any():
+                    raise UserError(
+                        f"{row.ours} has rows of padding, from {model.vocab} on, that are not "
+                        "zero; they were never trained, so these are not this model's parameters"
+                    )
+                for name, tensor in row.leave(rounded, model, begin):
+                    bar.update(writer.add(name, tensor))
+            compare(row.ours, given.value)
+            sums[f"{PARAMS}/{row.ours}"] = (given if dtype == "float32" else left).value
+    return sums
 
 
-def _write_json(path: Path, values: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+def _rounded(piece: np.ndarray, dtype: str, row: Row, begin: int) -> tuple[np.ndarray, np.ndarray]:
+    """In `dtype`, and that in float32 again; every number finite."""
+    if not finite(piece):
+        raise UserError(f"{_named(row, begin)} has values that are not finite (NaN or infinity)")
+    if dtype == "float32":
+        return piece, piece
+    with np.errstate(over="ignore"):
+        rounded = piece.astype(DTYPES[dtype])
+    again = rounded.astype(np.float32)
+    if not finite(again):
+        raise UserError(
+            f"{_named(row, begin)} has values that are too large for --dtype={dtype}; float32 has "
+            "room for them"
+        )
+    return rounded, again
+
+
+def _named(row: Row, begin: int) -> str:
+    layers = f" from layer {begin} on" if row.axes[0] == "l" else ""
+    return f"{row.theirs.format('*')} ({row.ours}{layers})"
+
+
+def _json(values: Any) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def described(source: Source) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What the card says of where the weights come from, and files for beside it."""
+    if source.experiment is None or source.step is None:
+        return {"extra": {}, "origin": f"converted from {source.place.name}"}, {}
+    experiment = source.experiment
+    seen = source.step * experiment.data.batch * experiment.model.context
+    extra: dict[str, object] = {"step": source.step, "tokens seen in training": f"{seen:,}"}
+    sections = {"Recipe": "The settings of the run:\n\n| | |\n|---|---|\n"}
+    sections["Recipe"] += cards.table({n: f"`{v!r}`" for n, v in flat(experiment).items()})
+    lines = journal.read(source.place / "metrics.jsonl")
+    scored = [x for x in lines if "bits_per_byte" in x and x["step"] <= source.step]
+    if scored:
+        last = scored[-1]
+        sections["Evaluation"] = (
+            f"On held-out text of its own corpus, after {last['step']:,} steps:\n\n| | |\n|---|---|"
+            "\n" + cards.table({n: f"{v:.4f}" for n, v in last.items() if n != "step"})
+        )
+    data = epath.Path(experiment.data.store).parent / "card.md"
+    beside = {}
+    if data.is_file():
+        beside["data_card.md"] = data.read_bytes()
+        sections["Data"] = "What it was trained on is described in data_card.md, beside this file."
+    return {"extra": extra, "sections": sections}, beside
 
 
 def main() -> None:
-    from biomedlm_jax import checkpoint
-
-    workdir, output = epath.Path(flags.FLAGS.checkpoint), Path(flags.FLAGS.output)
+    given = flags.FLAGS
+    output = Path(given.output)
     entry.check_output(output)
-    trained_with = checkpoint.read_claim(workdir).vocabulary_sha256
-    if not (workdir / "vocabulary").is_dir():
-        raise entry.UserError(f"{workdir}/vocabulary is missing; copy it from the run's store")
-    vocabulary = Vocabulary(workdir / "vocabulary")
-    if vocabulary.sha256 != trained_with:
-        raise entry.UserError(
-            f"{vocabulary.path} is not the file that the run in --checkpoint={workdir} began with; "
-            f"put back the one of its token store, with sha256 {trained_with}"
+    source = start.find(given.checkpoint)
+
+    def act() -> None:
+        about, beside = described(source)
+        facts = {"what": source.what, "name": source.place.name, "step": source.step}
+        export(
+            lambda row: source.arrays.pieces(row.ours),
+            source.arrays.compare,
+            source.model,
+            source.vocabulary,
+            output,
+            facts | source.facts,
+            about,
+            eos_id=source.eos_id,
+            dtype=given.dtype,
+            shard_gb=given.shard_gb,
+            beside=beside,
         )
-    experiment, params, step = checkpoint.load(workdir)
-    seen = step * experiment.data.batch * experiment.model.context
-    extra = {"step": step, "tokens seen in training": f"{seen:,}"}
-    save(params, experiment.model, vocabulary.path, output, extra=extra)
+
+    source.whole(act)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("checkpoint", None, "The --workdir of a run.", required=True)
+    flags.DEFINE_string("checkpoint", None, "A run's --workdir, or another model.", required=True)
     flags.DEFINE_string("output", None, "Folder to write; absent or empty.", required=True)
+    flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Of the tensors.")
+    flags.DEFINE_float("shard_gb", 5.0, "Of a file at most, in 10^9 bytes.", 1e-6)
     entry.run(main)

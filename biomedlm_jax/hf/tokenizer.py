@@ -1,8 +1,9 @@
-"""Our vocabulary as Hugging Face tokenizer files with the same ids for any text.
+"""Our vocabulary as Hugging Face tokenizer files with the same ids for any text, and back.
 
 Comes after `data/tokenizer.py`, which trains the vocabulary; `hf/save.py` puts the files beside
-the weights. They need neither SentencePiece nor torch where they are loaded. A byte-level
-vocabulary is such a file already; the rest of this is about SentencePiece.
+the weights. They need neither SentencePiece nor torch where they are loaded. The way back,
+`found_in`, takes GPT-2's byte-level files, or the SentencePiece model that lies beside our own. A
+byte-level vocabulary is a file of theirs already; the rest of this is about SentencePiece.
 
 Why the ids agree: SentencePiece's BPE [1] joins, again and again, the neighbours whose join is
 the piece of the highest score, the leftmost of equals. Hugging Face's does the same with a list
@@ -24,12 +25,27 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.pipeline.vocabulary import END_OF_TEXT, Place, Vocabulary
+from biomedlm_jax.pipeline.vocabulary import (
+    BYTE_LEVEL_FILE,
+    END_OF_TEXT,
+    MODEL_FILE,
+    Place,
+    Vocabulary,
+)
 
 # pyright: reportAttributeAccessIssue=false
 # protobuf makes the classes of sentencepiece_model_pb2 when it is imported.
@@ -68,6 +84,60 @@ def convert(vocabulary: Place) -> Tokenizer:
     tokenizer.add_tokens([AddedToken(piece, normalized=True, special=False) for piece in whole])
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
     return tokenizer
+
+
+def found_in(folder: Path, scratch: Path) -> Path | None:
+    """The file of a Hugging Face folder's tokenizer that `Vocabulary` opens; None where the folder
+    has no tokenizer.
+
+    scratch: a folder for tokenizer.json, where there are only vocab.json and merges.txt.
+
+    Raises:
+      UserError: a tokenizer that gives other ids than GPT-2's rules do.
+    """
+    settings = _settings(folder / "tokenizer_config.json")
+    if settings.get("add_prefix_space"):
+        raise UserError(
+            f"{folder}/tokenizer_config.json has add_prefix_space, which puts a space before every "
+            "text; that is not GPT-2's rule"
+        )
+    for file in (folder / MODEL_FILE, folder / BYTE_LEVEL_FILE):
+        if file.is_file():
+            return file
+    parts = [folder / name for name in ("vocab.json", "merges.txt")]
+    if not any(part.is_file() for part in parts):
+        return None
+    if absent := [str(part) for part in parts if not part.is_file()]:
+        raise UserError(f"{absent[0]} is missing, and a byte-level tokenizer has both files")
+    added = set(_settings(folder / "added_tokens.json"))
+    added |= {token["content"] for token in settings.get("added_tokens_decoder", {}).values()}
+    if more := sorted(added - {END_OF_TEXT}):
+        raise UserError(f"{folder} adds tokens to its vocabulary: {', '.join(more)}")
+    try:
+        tokenizer = Tokenizer(models.BPE.from_file(*map(str, parts)))
+    except Exception as error:  # `tokenizers` raises no narrower class
+        raise UserError(
+            f"{folder}: vocab.json and merges.txt are no vocabulary: {error}"
+        ) from error
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
+    made = scratch / BYTE_LEVEL_FILE
+    made.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    return made
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is no JSON object")
+    return found
 
 
 def write(tokenizer: Tokenizer, folder: Path, *, context: int) -> None:

@@ -1,4 +1,4 @@
-"""The BioMedLM decoder: GPT-2 with attention scores also divided by layer index + 1.
+"""The BioMedLM decoder: GPT-2, with attention scores also divided by layer index + 1.
 
 Flax NNX declares the parameters here; JAX does everything else. `GPT` runs on the arrays of one
 device, always under `jax.shard_map` (see `layout`), also when the mesh is 1 x 1 x 1.
@@ -79,9 +79,10 @@ class Block(nnx.Module):
         up = checkpoint_name(self.up(self.ln_2(x)), "up")
         return x + of_mlp(self.down(jax.nn.gelu(up, approximate=True)))
 
-    def scale(self, layer: Int[Array, ""]) -> Float[Array, ""]:
+    def scale(self, layer: Int[Array, ""]) -> Float[Array, ""] | float:
         """Of attention scores."""
-        return self.model.head_dim**-0.5 / (layer + 1).astype(jnp.float32)
+        divisor = (layer + 1).astype(jnp.float32) if self.model.scale_attn_by_layer else 1.0
+        return self.model.head_dim**-0.5 / divisor
 
     def attention(
         self,

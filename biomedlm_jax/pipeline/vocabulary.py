@@ -98,6 +98,11 @@ class Vocabulary:
         """The text of `ids`; end-of-text ids give nothing, bytes that are no UTF-8 U+FFFD."""
         return self._model.decode(ids)
 
+    def rules(self) -> Any:
+        """What the ids of a text follow from, to compare with another vocabulary's: the tokens and
+        merges of a byte-level one, whatever the form of its file; of SentencePiece, the file."""
+        return self._model.rules()
+
     def token_bytes(self) -> Int[np.ndarray, "size"]:
         """How many bytes of UTF-8 each id stands for; 0 for those that stand for no text."""
         return np.array([self._model.length(id) for id in range(self.size)])
@@ -138,6 +143,9 @@ class _Pieces:
     def decode(self, ids: list[int]) -> str:
         return self._processor.decode(ids)
 
+    def rules(self) -> Any:
+        return self._processor.serialized_model_proto()
+
     def length(self, id: int) -> int:
         if self._processor.is_control(id) or self._processor.is_unknown(id):
             return 0
@@ -176,6 +184,10 @@ class _ByteLevel:
         if ids and max(ids) >= self.size:  # the library would leave it out
             raise IndexError(f"id {max(ids)} is out of range; there are {self.size}")
         return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def rules(self) -> Any:
+        merges = json.loads(self._tokenizer.to_str())["model"]["merges"]
+        return self._tokenizer.get_vocab(), [tuple(pair) for pair in merges]
 
     def length(self, id: int) -> int:
         return self._lengths[id]

@@ -291,8 +291,8 @@ def _other_layers(lines: list[Line]) -> list[str]:
 def _by_section(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
-        section, _, setting = name.partition(".")
-        found.setdefault(section, {})[setting] = value
+        section, _, setting = name.rpartition(".")
+        found.setdefault(section or "experiment", {})[setting] = value
     return found
 
 

@@ -1,0 +1,350 @@
+"""Weights from anywhere: one home for what opens a model.
+
+`find` tells by what is in a folder whether it is the --workdir of a run, what `hf/load.py` wrote,
+or a Hugging Face folder, and says what model and vocabulary are there; `params` puts the weights on
+a mesh. Whatever they come from, they are checked: by the checksums of the save or of the import,
+and of a Hugging Face folder of others, that every number is finite.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import jax
+import numpy as np
+from etils import epath
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding
+
+from biomedlm_jax import checkpoint, hosts
+from biomedlm_jax.arrays import Arrays
+from biomedlm_jax.checksums import checksums
+from biomedlm_jax.config import Experiment, Model, build
+from biomedlm_jax.entry import UserError, in_cloud
+from biomedlm_jax.hf import read, tokenizer
+from biomedlm_jax.hf.names import TABLE
+from biomedlm_jax.model import gpt
+from biomedlm_jax.pipeline.store import TokenStore
+from biomedlm_jax.pipeline.vocabulary import Place, Vocabulary
+from biomedlm_jax.saves import (
+    DamagedError,
+    absolute,
+    differing,
+    nothing_whole,
+    passed_over,
+    steps_in,
+)
+
+PREFIX = "hf:"  # before a folder that has to be Hugging Face's
+IMPORTED, PARAMS, RECEIPT = "model.json", "params", "receipt.json"
+# What makes of a text's tokens the next one's probabilities; the rest is how it is computed.
+FUNCTION = ("layers", "width", "heads", "mlp", "vocab", "context")
+FUNCTION += ("layer_norm_epsilon", "scale_attn_by_layer")
+T = TypeVar("T")
+
+
+class Foreign:
+    """The arrays of a Hugging Face folder, as `Arrays` has those of a save."""
+
+    def __init__(self, folder: read.Folder, sums: dict[str, int]):
+        """sums: of all arrays, where the folder is our own export; else none."""
+        self._folder, self._sums = folder, sums
+
+    def restore(self, shardings: Any = None) -> dict:
+        flat: Any = traverse_util.flatten_dict(shardings, sep="/") if shardings else {}
+        found = {row.ours: self._folder.array(row.ours, flat.get(row.ours)) for row in TABLE}
+        return traverse_util.unflatten_dict(found, sep="/")
+
+    def check(self, arrays: dict) -> None:
+        self._compare(checksums({PARAMS: arrays}) if self._sums else {})
+
+    def pieces(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        return self._folder.pieces(name)
+
+    def compare(self, name: str, checksum: int) -> None:
+        self._compare({f"{PARAMS}/{name}": checksum})
+
+    def _compare(self, found: dict[str, int]) -> None:
+        if self._sums and (wrong := differing(found, self._sums)):
+            raise DamagedError(f"{wrong} in {RECEIPT}; remove that file if others changed them")
+
+
+@dataclasses.dataclass
+class Source:
+    """A model that was found somewhere.
+
+    place: the folder.
+    what: which kind it is.
+    model: its settings; `remat` and `attention` are of whoever computes with it.
+    vocabulary: the file that `Vocabulary` opens; None where none came with the weights.
+    eos_id: the token that ends a text, where that is known.
+    step: of the save, for a run; where `params` finds the newest damaged it is an older one's.
+    experiment: the settings of the run, for a run.
+    facts: what a receipt says of it.
+    """
+
+    place: epath.Path
+    what: Literal["run", "imported", "hugging_face"]
+    model: Model
+    vocabulary: Place | None
+    eos_id: int | None
+    step: int | None
+    experiment: Experiment | None
+    facts: dict[str, Any]
+    arrays: Arrays | Foreign
+    _others: list[int] = dataclasses.field(default_factory=list)  # older saves
+    _passed: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    def whole(self, act: Callable[[], T]) -> T:
+        """act() with the newest save that act finds whole; damaged ones are named on stderr.
+
+        Raises:
+          UserError: none is; or another kind of source is damaged.
+        """
+        while True:
+            try:
+                return act()
+            except DamagedError as error:
+                self._pass_over(error)
+
+    def _pass_over(self, error: DamagedError) -> None:
+        if self.experiment is None or self.step is None:
+            raise UserError(f"{self.place} is damaged: {error}; copy or load it again") from error
+        print(passed_over(self.step, error), file=sys.stderr)
+        self._passed[self.step] = str(error)
+        self._open_next()
+
+    def _open_next(self) -> None:
+        """Makes the newest save that was not passed over, and whose position can be read, the one
+        that is used."""
+        assert self.experiment is not None
+        while self._others:
+            self.step = self._others.pop(0)
+            try:
+                self.arrays = checkpoint.scored(self.place, self.experiment, self.step)
+            except DamagedError as error:
+                print(passed_over(self.step, error), file=sys.stderr)
+                self._passed[self.step] = str(error)
+            else:
+                self.facts["step"] = self.step
+                return
+        every = self.experiment.run.save_every
+        raise UserError(nothing_whole(self.place, every, self._passed))
+
+
+def find(place: str | epath.Path, dropout: float | None = None) -> Source:
+    """What is in a folder: a run's --workdir (also on gs://), what `hf/load.py` wrote, or Hugging
+    Face's, which may be written hf:DIR.
+
+    dropout: of a Hugging Face folder, in place of its own.
+
+    Raises:
+      UserError: none of these, one that is not whole, or one that this model does not compute.
+    """
+    given = str(place)
+    folder = absolute(given.removeprefix(PREFIX))
+    kind = "hugging_face" if given.startswith(PREFIX) else _kind(folder)
+    if dropout is not None and kind != "hugging_face":
+        raise UserError(f"--dropout is for a Hugging Face folder, and {folder} is none")
+    if kind == "run":
+        return _run(folder)
+    if kind == "imported":
+        return _imported(folder)
+    return _hugging_face(folder, dropout)
+
+
+def params(source: Source, mesh: Mesh, wait_seconds: int = 600) -> dict:
+    """The parameters as float32 arrays on `mesh`, stored as `gpt.specs` says, checked. Every
+    process of a mesh calls it.
+
+    wait_seconds: for the others.
+
+    Raises:
+      UserError: they are damaged, or can not be read; on all processes.
+    """
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), gpt.specs(source.model))
+
+    def act() -> dict:
+        found = _together("weights", lambda: source.arrays.restore(shardings), wait_seconds)
+        _together("checksums", lambda: source.arrays.check(found), wait_seconds)
+        return found
+
+    return source.whole(act)
+
+
+def of_run(experiment: Experiment, store: TokenStore) -> Source:
+    """What config.start names, held against the settings and the tokens of the run.
+
+    Raises:
+      UserError: see `find`; or a model that computes something else, or a vocabulary that gives
+        other ids, with all differences.
+    """
+    source = find(experiment.start)
+    name = f"config.start={experiment.start}"
+    ours, theirs = function(experiment.model), function(source.model)
+    if wrong := [
+        f"config.model.{field}={ours[field]!r}, but {theirs[field]!r} there"
+        for field in FUNCTION
+        if ours[field] != theirs[field]
+    ]:
+        raise UserError(f"{name} is another model than the run's: {'; '.join(wrong)}")
+    if source.vocabulary is None:
+        raise UserError(
+            f"{name} has no vocabulary, so nobody knows what its ids mean; put the tokenizer.json "
+            "that belongs to it there"
+        )
+    if not same_encoding(Vocabulary(store.vocabulary_path), Vocabulary(source.vocabulary)):
+        raise UserError(
+            f"{name} has another vocabulary than config.data.store={store.path}; write the store "
+            "again with `python -m data.tokenize --vocabulary` and the vocabulary in "
+            f"{source.vocabulary.parent}"
+        )
+    return source
+
+
+def function(model: Model) -> dict[str, Any]:
+    """The settings that decide what a model computes from its weights."""
+    return {name: getattr(model, name) for name in FUNCTION}
+
+
+def same_encoding(ours: Vocabulary, theirs: Vocabulary) -> bool:
+    """Whether they give the same ids for any text, however their files are written."""
+    return ours.sha256 == theirs.sha256 or ours.rules() == theirs.rules()
+
+
+def _together(name: str, act: Callable[[], T], wait_seconds: int) -> T:
+    """Does it on every process; where one finds damage, or refuses, all do, with its words."""
+    found, said, cause = list[T](), ("", ""), None
+    try:
+        found.append(act())
+    except DamagedError as error:
+        said, cause = ("damaged", str(error)), error
+    except UserError as error:
+        said, cause = ("refused", str(error)), error
+    for other in hosts.gather(f"start-{name}", json.dumps(said), wait_seconds):
+        kind, reason = json.loads(other)
+        if kind:
+            raise (DamagedError if kind == "damaged" else UserError)(reason) from cause
+    return found[0]
+
+
+def _kind(folder: epath.Path) -> Literal["run", "imported", "hugging_face"]:
+    if (folder / IMPORTED).is_file():
+        return "imported"
+    file = folder / "config.json"
+    if not file.is_file():
+        there = "is not there" if not folder.exists() else "has neither config.json nor model.json"
+        raise UserError(
+            f"{folder} {there}, so it is no model; name the --workdir of a run, a folder that "
+            "hf.load wrote, or a Hugging Face folder"
+        )
+    try:
+        settings = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON: {error}") from error
+    ours = isinstance(settings, dict) and "experiment" in settings
+    return "run" if ours else "hugging_face"
+
+
+def _run(workdir: epath.Path) -> Source:
+    claim = checkpoint.read_claim(workdir)
+    if not (workdir / "vocabulary").is_dir():
+        raise UserError(f"{workdir}/vocabulary is missing; copy it from the run's store")
+    vocabulary = Vocabulary(workdir / "vocabulary")
+    if vocabulary.sha256 != claim.vocabulary_sha256:
+        raise UserError(
+            f"{vocabulary.path} is not the file that the run in {workdir} began with; put back the "
+            f"one of its token store, with sha256 {claim.vocabulary_sha256}"
+        )
+    facts = {
+        "settings_sha256": _sha256(workdir / "config.json"),
+        "vocabulary_sha256": vocabulary.sha256,
+        "tokens_sha256": claim.tokens_sha256,
+    }
+    source = Source(
+        workdir,
+        "run",
+        claim.experiment.model,
+        vocabulary.path,
+        vocabulary.eos_id,
+        None,
+        claim.experiment,
+        facts,
+        Arrays(workdir, "", {}, {}),  # until the next line
+        steps_in(workdir),
+    )
+    source._open_next()
+    return source
+
+
+def _imported(folder: epath.Path) -> Source:
+    file = folder / IMPORTED
+    try:
+        found = json.loads(file.read_text())
+        model = build(Model, found["model"], str(file))
+        eos_id, sums, facts = found["eos_id"], found["checksums"], found["source"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is not what this version of hf.load writes: {error}; load it again"
+        ) from error
+    vocabulary = None
+    if (folder / "vocabulary").is_dir():
+        opened = Vocabulary(folder / "vocabulary")
+        if opened.sha256 != found.get("vocabulary_sha256"):
+            raise UserError(f"{opened.path} is not the file that was loaded; load it again")
+        vocabulary = opened.path
+    like = jax.eval_shape(functools.partial(gpt.init, model), jax.random.key(0))
+    arrays = Arrays(folder / PARAMS, PARAMS, like, sums)
+    return Source(folder, "imported", model, vocabulary, eos_id, None, None, facts, arrays)
+
+
+def _hugging_face(place: epath.Path, dropout: float | None) -> Source:
+    if in_cloud(place):
+        raise UserError(f"{place} is on gs://, from where no Hugging Face folder is read; copy it")
+    path = Path(place)
+    if not path.is_dir():
+        raise UserError(f"{path} is no folder; name a Hugging Face folder")
+    folder = read.Folder(path, dropout)
+    scratch = Path(tempfile.mkdtemp(prefix="vocabulary-"))
+    vocabulary = tokenizer.found_in(path, scratch)
+    eos_id = folder.settings.get("eos_token_id")
+    if vocabulary is not None:
+        opened = Vocabulary(vocabulary)
+        if opened.size != folder.model.vocab:
+            raise UserError(
+                f"{path} has a tokenizer of {opened.size} tokens and a config.json with vocab_size="
+                f"{folder.model.vocab}; they do not belong together"
+            )
+        if eos_id not in (None, opened.eos_id):
+            raise UserError(
+                f"{path}/config.json has eos_token_id={eos_id}, but the end of text is "
+                f"{opened.eos_id} in its tokenizer; correct one of them"
+            )
+        eos_id = opened.eos_id
+    sums = {}
+    if (path / RECEIPT).is_file():
+        sums = read.read_json(path / RECEIPT).get("checksums", {})
+    facts = {
+        "settings_sha256": _sha256(place / "config.json"),
+        "vocabulary_sha256": Vocabulary(vocabulary).sha256 if vocabulary else None,
+        "files": {file.name: file.stat().st_size for file in folder.files},
+        "dtype": folder.dtype,
+    }
+    arrays = Foreign(folder, sums)
+    source = Source(
+        place, "hugging_face", folder.model, vocabulary, eos_id, None, None, facts, arrays
+    )
+    weakref.finalize(source, shutil.rmtree, scratch, ignore_errors=True)
+    return source
+
+
+def _sha256(file: epath.Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
