@@ -15,5 +15,6 @@ held_out.py                  bits per byte of unseen text
 metrics.py                   what people look at
 train.py                     the loop
 hf/                          the way to Hugging Face
+serving/, serve.py           a completion server
 main.py                      the command line
 """

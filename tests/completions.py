@@ -43,15 +43,12 @@ class Served:
                 self.error = error
 
     def end(self) -> None:
-        self._loop.call_soon_threadsafe(self._server.end)
+        with contextlib.suppress(RuntimeError):  # it has ended
+            self._loop.call_soon_threadsafe(self._server.end)
 
     def join(self) -> None:
         self._thread.join(60)
         assert not self._thread.is_alive(), "the server did not end"
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
 
     def health(self) -> dict[str, Any]:
         return self.ask("GET", "/health")[1]
@@ -61,7 +58,9 @@ class Served:
         status, _, text = self.raw(method, path, body, **headers)
         return status, json.loads(text)
 
-    def raw(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, bytes]:
+    def raw(
+        self, method: str, path: str, body: Any = None, **headers: str
+    ) -> tuple[int, Any, bytes]:
         """body: bytes, or what is sent as JSON."""
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
         if body is not None:
@@ -111,9 +110,8 @@ def served(engine: Engine, token: str | None = None, **settings: Any) -> Iterato
             raise AssertionError("the server does not answer")
         yield server
     finally:
-        if server.alive:
-            server.end()
-            server.end()
+        server.end()
+        server.end()
         server.join()
         guard.LOG.removeHandler(handler)
 

@@ -15,7 +15,7 @@ import pytest
 from biomedlm_jax import generate
 from biomedlm_jax.serving import worker
 from biomedlm_jax.serving.app import Patience
-from tests.completions import PATIENCE, events, served, texts
+from tests.completions import events, served, texts
 from tests.test_serving import request
 
 LONG = dict(prompt=[5], max_tokens=31, temperature=0.8)
@@ -244,9 +244,7 @@ def test_half_a_header_is_no_reason_to_wait(make_engine):
             connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
             stack.enter_context(connection)
             connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: loc"[: 5 + number])
-        body = stack.enter_context(
-            socket.create_connection(("127.0.0.1", server.port), timeout=30)
-        )
+        body = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
         body.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
@@ -283,3 +281,45 @@ def test_an_engine_that_fails_is_told_to_all_and_ends_the_server(make_engine):
         assert (status, body["error"]["type"]) == (500, "server_error")
         server.join()
         assert isinstance(server.error, FloatingPointError)
+
+
+def test_at_the_end_what_runs_is_finished_and_what_waits_is_sent_away(make_engine):
+    with gated(make_engine(slots=2)) as (server, gate), ThreadPoolExecutor() as pool:
+        running = pool.submit(server.complete, [[5]] * 4, max_tokens=3)
+        server.until(running=2, waiting=1)
+        waiting = pool.submit(server.refused, prompt="Kari")
+        server.until(waiting=2)
+        server.end()
+        status, error = waiting.result()
+        assert (status, error["code"]) == (503, "stopping")
+        with pytest.raises(ConnectionRefusedError):
+            server.health()
+        gate.let_all()
+        assert len(running.result()["choices"]) == 4
+        server.join()
+        assert server.error is None
+
+
+@pytest.mark.parametrize("hurry", [False, True])
+def test_patience_at_the_end_has_an_end(make_engine, hurry):
+    with gated(make_engine(), grace=600 if hurry else 0) as (server, gate):
+        with post(server, **LONG, stream=True) as connection:
+            server.until(running=1)
+            gate.let(4)
+            server.end()
+            if hurry:
+                server.end()
+            told = answer(connection)
+            assert b'"code":"stopping"' in told
+            assert b"[DONE]" not in told
+        gate.let_all()
+        server.join()
+        assert server.error is None
+
+
+def answer(connection):
+    """All that comes until the other side hangs up."""
+    parts = []
+    while part := connection.recv(2**16):
+        parts.append(part)
+    return b"".join(parts)

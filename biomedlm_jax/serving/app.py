@@ -91,6 +91,7 @@ class _Pages:
             raise Refused(404, message, param="model", code="model_not_found")
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
+        self._worker.check()  # again by `ticket`, but this comes before any work
         if request.content_type != answers.JSON:
             raise Refused(415, f"the body has to be JSON, with Content-Type: {answers.JSON}")
         try:

@@ -99,7 +99,7 @@ class Worker:
         self._thread = _Thread(engine, self._post)
         self._empty = asyncio.Event()  # no ticket is in the house
         self._empty.set()
-        self._patience: asyncio.Timeout | None = None
+        self._hurry = asyncio.Event()
 
     def start(self) -> None:
         self._thread.start()
@@ -122,7 +122,7 @@ class Worker:
         Raises:
           Refused: the queue is full, the server ends, or the engine does not take a request.
         """
-        self._check()
+        self.check()
         ticket = Ticket(requests, self._loop.create_future())
         self._tickets[ticket] = None
         self._empty.clear()
@@ -137,7 +137,11 @@ class Worker:
             if ticket.unfinished:
                 self._thread.order(lambda thread: thread.cancel(ticket))
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """
+        Raises:
+          Refused: a ticket would not be taken now.
+        """
         if self.failed.done():
             raise _failure()
         if self.stopping:
@@ -163,9 +167,12 @@ class Worker:
         for ticket in list(self._tickets):
             if ticket.waiting == len(ticket.requests):
                 self._give_up(ticket, _ending())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds) as self._patience:
-                await self._empty.wait()
+        empty = asyncio.create_task(self._empty.wait())
+        hurry = asyncio.create_task(self._hurry.wait())
+        either = asyncio.FIRST_COMPLETED
+        await asyncio.wait([empty, hurry], timeout=seconds, return_when=either)
+        empty.cancel()
+        hurry.cancel()
         for ticket in list(self._tickets):
             self._give_up(ticket, _ending())
         self._thread.order(_Thread.stop)
@@ -173,9 +180,8 @@ class Worker:
         return not self._thread.is_alive()
 
     def hurry(self) -> None:
-        """Ends the patience of `stop`."""
-        if self._patience and not self._patience.expired():
-            self._patience.reschedule(self._loop.time())
+        """Ends the patience of `stop`, also of one that is still to come."""
+        self._hurry.set()
 
     def _give_up(self, ticket: Ticket, error: Refused) -> None:
         if ticket.unfinished:
