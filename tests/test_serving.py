@@ -24,7 +24,7 @@ def request(prompt, **settings):
 
 @pytest.fixture(scope="module")
 def server(make_engine):
-    with served(make_engine()) as found:
+    with served(make_engine(of="server")) as found:
         yield found
 
 

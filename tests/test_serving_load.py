@@ -27,6 +27,7 @@ class Gated:
     def __init__(self, engine):
         self._engine, self._gate = engine, threading.Semaphore(0)
         self.open, self.order, self.steps = False, [], 0
+        self.error = None  # what the next step raises
 
     def __getattr__(self, name):
         return getattr(self._engine, name)
@@ -39,6 +40,8 @@ class Gated:
         if not self.open:
             self._gate.acquire()
         self.steps += 1
+        if self.error:
+            raise self.error
         return self._engine.step()
 
     def let(self, steps):
@@ -268,10 +271,7 @@ def test_an_engine_that_fails_is_told_to_all_and_ends_the_server(make_engine):
         waiting = pool.submit(server.ask, "POST", "/v1/completions", asked)
         server.until(waiting=1)
 
-        def step():
-            raise FloatingPointError("the device is gone")
-
-        gate._engine.step = step
+        gate.error = FloatingPointError("the device is gone")
         gate.let_all()
         status, _, stream = running.result()
         *_, last = stream.decode().strip().split("\n\n")
@@ -280,7 +280,9 @@ def test_an_engine_that_fails_is_told_to_all_and_ends_the_server(make_engine):
         status, body = waiting.result()
         assert (status, body["error"]["type"]) == (500, "server_error")
         server.join()
-        assert isinstance(server.error, FloatingPointError)
+        assert server.error is gate.error
+        for handle in range(gate._engine._handles):  # the next test has this engine as well
+            gate.cancel(handle)
 
 
 def test_at_the_end_what_runs_is_finished_and_what_waits_is_sent_away(make_engine):

@@ -80,7 +80,7 @@ class Page:
 
 @pytest.fixture(scope="module")
 def server(make_engine):
-    with served(make_engine()) as found:
+    with served(make_engine(of="server")) as found:
         yield found
 
 

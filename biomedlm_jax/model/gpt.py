@@ -5,6 +5,7 @@ device, always under `jax.shard_map` (see `layout`), also when the mesh is 1 x 1
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -55,14 +56,31 @@ class Block(nnx.Module):
         seeds = [None] * 3 if seed is None else [fold(fold(seed, layer), site) for site in range(3)]
         place = {"first_row": first_row, "first_position": first_position(x)}
         dropped = partial(dropout, rate=self.model.dropout, **place)
+        return self.residual(
+            x,
+            lambda x: self.attention(x, layer, segments, seeds[0], first_row),
+            *(partial(dropped, seed=seed) for seed in seeds[1:]),
+        )
 
-        attended = self.attention(self.ln_1(x), layer, segments, seeds[0], first_row)
-        x = x + dropped(self.out(attended), seed=seeds[1])
+    def residual(
+        self,
+        x: Float[Array, "B S D"],
+        attend: Callable[[Array], Array],
+        *branches: Callable[[Array], Array],
+    ) -> Float[Array, "B S D"]:
+        """Both branches around one way to attend, [B, S, D] -> [B, S, E].
+
+        branches: what becomes of what each of the two adds.
+        """
+        of_attention, of_mlp = branches or (lambda y: y,) * 2
+        x = x + of_attention(self.out(attend(self.ln_1(x))))
         x = checkpoint_name(x, "middle")
-
         up = checkpoint_name(self.up(self.ln_2(x)), "up")
-        down = self.down(jax.nn.gelu(up, approximate=True))
-        return x + dropped(down, seed=seeds[2])
+        return x + of_mlp(self.down(jax.nn.gelu(up, approximate=True)))
+
+    def scale(self, layer: Int[Array, ""]) -> Float[Array, ""]:
+        """Of attention scores."""
+        return self.model.head_dim**-0.5 / (layer + 1).astype(jnp.float32)
 
     def attention(
         self,
@@ -85,7 +103,7 @@ class Block(nnx.Module):
             product,
             bias,
             head_dim=self.model.head_dim,
-            scale=self.model.head_dim**-0.5 / (layer + 1).astype(jnp.float32),
+            scale=self.scale(layer),
             segment_ids=segments,
             dropout_rate=self.model.dropout if seed is not None else 0.0,
             dropout_seed=seed,
@@ -99,12 +117,18 @@ class Block(nnx.Module):
 
 
 class GPT(nnx.Module):
-    def __init__(self, model: Model, *, rngs: nnx.Rngs):
+    """apart: every layer has arrays of its own, as generation wants them (`model/decode.py`), and
+    `__call__` is not for it; otherwise they are stacked, one array for all."""
+
+    def __init__(self, model: Model, *, rngs: nnx.Rngs, apart: bool = False):
         sizes, std = axis_sizes(model), model.init_std
         self.tokens = Embedding(sizes, vocab=model.vocab, std=std, rngs=rngs)
         shape = (model.context, model.width)
         self.positions = parameter("td", std * jax.random.normal(rngs.params(), shape))
-        self.blocks = stacked(model, rngs)
+        if apart:
+            self.blocks = nnx.List([Block(model, rngs=rngs) for _ in range(model.layers)])
+        else:
+            self.blocks = stacked(model, rngs)
         self.ln_f = LayerNorm(model.width, epsilon=model.layer_norm_epsilon)
         self.model = model
 
@@ -179,25 +203,25 @@ def init(model: Model, rng: jax.Array) -> dict:
     return nnx.to_pure_dict(nnx.state(GPT(model, rngs=nnx.Rngs(params=rng)), nnx.Param))
 
 
-def graph(model: Model) -> nnx.GraphDef:
+def graph(model: Model, *, apart: bool = False) -> nnx.GraphDef:
     """The structure that `nnx.merge` puts parameters into."""
-    return nnx.graphdef(_abstract(model))
+    return nnx.graphdef(_abstract(model, apart))
 
 
-def specs(model: Model) -> dict:
+def specs(model: Model, *, apart: bool = False) -> dict:
     """How each parameter is stored: the tree of `init` with PartitionSpecs for leaves."""
 
     def of(param: nnx.Param) -> PartitionSpec:
         stacked_axes = param.get_value().ndim - len(param.axes)  # the layers, for those of a block
         return PartitionSpec(*[None] * stacked_axes, *spec(param.axes, STORED))
 
-    state = nnx.state(_abstract(model), nnx.Param)
+    state = nnx.state(_abstract(model, apart), nnx.Param)
     leaves = jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
     return nnx.to_pure_dict(leaves)
 
 
-def _abstract(model: Model) -> GPT:
-    return nnx.eval_shape(lambda: GPT(model, rngs=nnx.Rngs(params=0)))
+def _abstract(model: Model, apart: bool = False) -> GPT:
+    return nnx.eval_shape(lambda: GPT(model, rngs=nnx.Rngs(params=0), apart=apart))
 
 
 def matrices(model: Model) -> dict:

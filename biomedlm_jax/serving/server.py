@@ -7,6 +7,7 @@ import socket
 from aiohttp import web
 
 from biomedlm_jax.generate import Engine, Request
+from biomedlm_jax.generation import slots
 from biomedlm_jax.serving import app, guard
 from biomedlm_jax.serving.answers import Refused
 from biomedlm_jax.serving.app import Patience
@@ -95,20 +96,22 @@ async def _first(*awaited: asyncio.Future) -> None:
 
 
 async def _warm_up(worker: Worker) -> None:
-    """Two tokens: what reads a prompt runs, and what goes on from it."""
-    first = Request(
-        prompt=(worker.engine.vocabulary.eos_id,),
-        max_tokens=2,
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        seed=0,
-        stop=(),
-    )
+    """A prompt of each of the lengths that programs are compiled for, and a token after it."""
+    model, eos_id = worker.engine.model, worker.engine.vocabulary.eos_id
     try:
-        async with worker.ticket([first]) as ticket:
-            while await ticket.news():
-                pass
+        for length in slots.lengths(model.context):
+            one = Request(
+                prompt=(eos_id,) * (length - 1),
+                max_tokens=2 if length < model.context else 1,
+                temperature=0.0,
+                top_k=0,
+                top_p=1.0,
+                repetition_penalty=1.0,
+                seed=0,
+                stop=(),
+            )
+            async with worker.ticket([one]) as ticket:
+                while await ticket.news():
+                    pass
     except Refused:  # the server ends, or the engine has failed, which `run` raises
         pass

@@ -276,6 +276,9 @@ class _Thread(threading.Thread):
     def stop(self) -> None:
         self._on = False
         self._waiting.clear()
+        for handle in self._running:
+            self._engine.cancel(handle)
+        self._running.clear()
 
     def _fill(self) -> None:
         begun = []

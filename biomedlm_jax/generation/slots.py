@@ -1,0 +1,175 @@
+"""What generation keeps on the devices, and the programs that change it.
+
+A slot is a row of every array here. Each program is one `jax.shard_map`, as training's are: a
+device has the slots of its group (`layout.BATCH`) and the heads that are its own.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from biomedlm_jax.config import Model
+from biomedlm_jax.generation.sampling import Options, choose
+from biomedlm_jax.layout import BATCH, IN_USE, spec
+from biomedlm_jax.model import decode, gpt
+
+OPTIONS = Options("float32", "int32", "float32", "float32", "uint32")  # pyright: ignore  (dtypes)
+SHORTEST = 64  # places of the shortest cache, and tokens of the shortest prompt that is compiled
+_ROW, _ROWS = spec("b", IN_USE), spec("bt", IN_USE)
+
+
+class State(NamedTuple):
+    """Of all slots. What a free one holds is nobody's."""
+
+    cache: decode.Cache
+    token: Int[Array, "B"]  # the newest, whose keys and values are not in the cache yet
+    position: Int[Array, "B"]  # where it stands
+    seen: Bool[Array, "B V"]  # tokens that the row has had
+    options: Options
+
+    @property
+    def length(self) -> int:
+        """Places in the cache."""
+        return self.cache.keys[0].shape[2]
+
+
+def lengths(context: int) -> list[int]:
+    """That programs are compiled for: SHORTEST, twice that, ..., and the context."""
+    doublings = range(max(0, math.ceil(math.log2(context / SHORTEST))))
+    return [*(SHORTEST << n for n in doublings), context]
+
+
+def fitting(tokens: int, context: int) -> int:
+    """The shortest of `lengths` with room for `tokens`."""
+    return next(length for length in lengths(context) if length >= tokens)
+
+
+def without_context(mesh: Mesh) -> Mesh:
+    """The same devices, those that share a sequence as copies of each other: a step of generation
+    is one position, which can not be split. Parameters lie where they lay."""
+    order = ("data", "context", "fsdp", "model")
+    devices = mesh.devices.transpose([mesh.axis_names.index(axis) for axis in order])
+    copies, pieces, *rest = devices.shape
+    names = ("data", "fsdp", "model", "context")
+    return Mesh(devices.reshape(copies * pieces, *rest, 1), names)
+
+
+def groups(mesh: Mesh) -> int:
+    """Of devices, over which slots are split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+class Programs:
+    """Of one model on one mesh (of `without_context`); jax compiles each for every length."""
+
+    def __init__(self, model: Model, mesh: Mesh) -> None:
+        self.model, self.mesh = model, mesh
+        self._graph = gpt.graph(model, apart=True)
+        state, weights = _state_specs(model), decode.weight_specs(model)
+        beginning = (_ROWS, _ROW, _ROW, Options(*[_ROW] * 5))  # pyright: ignore
+        self.prompt = self._compiled(self._prompt, (weights, state, *beginning), state)
+        self.token = self._compiled(self._token, (weights, state), state)
+
+    def empty(self, slots: int, length: int) -> State:
+        """A state of `slots` free ones, with a cache of `length` places."""
+        model = self.model
+        shape = (slots, model.heads, length, model.head_dim)
+
+        def zeros() -> State:
+            of_layer = [jnp.zeros(shape, model.compute_dtype)] * model.layers
+            row = jnp.zeros(slots, jnp.int32)
+            seen = jnp.zeros((slots, model.vocab), bool)
+            options = Options(*(jnp.zeros(slots, kind) for kind in OPTIONS))
+            return State(decode.Cache(of_layer, list(of_layer)), row, row, seen, options)
+
+        return jax.jit(zeros, out_shardings=self._shardings(_state_specs(model)))()
+
+    def grown(self, state: State, length: int) -> State:
+        """The same with a cache of `length` places."""
+        places = ((0, 0), (0, 0), (0, length - state.length), (0, 0))
+        longer = jax.jit(
+            lambda cache: jax.tree.map(lambda x: jnp.pad(x, places), cache),
+            out_shardings=self._shardings(decode.cache_specs(self.model)),
+        )
+        return state._replace(cache=longer(state.cache))
+
+    def put(self, rows: np.ndarray) -> jax.Array:
+        """Rows of groups on their devices; every process has all of them."""
+        where = NamedSharding(self.mesh, PartitionSpec(BATCH))
+        return jax.make_array_from_callback(rows.shape, where, lambda place: rows[place])
+
+    def _prompt(
+        self,
+        weights: decode.Weights,
+        state: State,
+        tokens: Int[Array, "B T"],
+        last: Int[Array, "B"],
+        slot: Int[Array, "B"],
+        options: Options,
+    ) -> tuple[State, Int[Array, "B"]]:
+        """(the state with prompts in slots, the first token of each).
+
+        last: position of a prompt's last token. slot: among those of the group; one that does not
+        exist is for a group that has no prompt.
+        """
+
+        def set_rows(old: Array, new: Array) -> Array:
+            return old.at[slot].set(new.astype(old.dtype), mode="drop")
+
+        logits, fresh = decode.prompt(self._graph, weights, tokens, last)
+        length = tokens.shape[1]
+        cache = jax.tree.map(
+            lambda old, new: old.at[slot, :, :length].set(new, mode="drop"), state.cache, fresh
+        )
+        real = jnp.arange(length) <= last[:, None]
+        rows = jnp.arange(len(tokens))[:, None]
+        none = jnp.zeros((len(tokens), self.model.vocab), bool)
+        seen = none.at[rows, jnp.where(real, tokens, self.model.vocab)].set(True, mode="drop")
+        chosen = self._chosen(logits, seen, options, last + 1)
+        seen = seen.at[rows[:, 0], chosen].set(True)
+        rest = jax.tree.map(set_rows, state[1:], (chosen, last + 1, seen, options))
+        return State(cache, *rest), chosen
+
+    def _token(self, weights: decode.Weights, state: State) -> tuple[State, Int[Array, "B"]]:
+        """(the state one token later, that token of each slot)."""
+        logits, cache = decode.token(self._graph, weights, state.token, state.position, state.cache)
+        position = state.position + 1
+        chosen = self._chosen(logits, state.seen, state.options, position)
+        seen = state.seen.at[jnp.arange(len(chosen)), chosen].set(True)
+        # Free slots stay where the cache ends.
+        position = jnp.minimum(position, state.length - 1)
+        return State(cache, chosen, position, seen, state.options), chosen
+
+    def _chosen(
+        self,
+        logits: Float[Array, "B V"],
+        seen: Bool[Array, "B V"],
+        options: Options,
+        position: Int[Array, "B"],
+    ) -> Int[Array, "B"]:
+        (split,) = IN_USE["v"]
+        whole = jax.lax.all_gather(logits, split, axis=1, tiled=True)[:, : self.model.vocab]
+        # All devices of `split` choose the same; the maximum says so to the type system.
+        return jax.lax.pmax(choose(whole, seen, options, position), split)
+
+    def _compiled(self, local: Callable, in_specs: tuple, state: State) -> Callable:
+        """Gives (state, tokens), the tokens of all groups on every device."""
+        whole = jax.shard_map(local, mesh=self.mesh, in_specs=in_specs, out_specs=(state, _ROW))
+        out = (self._shardings(state), NamedSharding(self.mesh, PartitionSpec()))
+        return jax.jit(whole, donate_argnums=1, out_shardings=out)
+
+    def _shardings(self, specs: State | decode.Cache) -> State | decode.Cache:
+        is_leaf = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
+        return jax.tree.map(partial(NamedSharding, self.mesh), specs, is_leaf=is_leaf)
+
+
+def _state_specs(model: Model) -> State:
+    options = Options(*[_ROW] * 5)  # pyright: ignore
+    return State(decode.cache_specs(model), _ROW, _ROW, _ROWS, options)  # pyright: ignore
