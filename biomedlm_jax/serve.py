@@ -22,7 +22,7 @@ from absl import flags
 
 from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.generate import open_engine
+
 from biomedlm_jax.serving import guard
 from biomedlm_jax.serving.app import Patience
 from biomedlm_jax.serving.server import Server

@@ -145,7 +145,7 @@ def test_hundreds_of_prompts_starve_nobody(make_engine):
 
 
 def test_first_come_first_served(make_engine):
-    with gated(make_engine(slots=1)) as (server, gate), ThreadPoolExecutor(8) as pool:
+    with gated(make_engine(slots=2)) as (server, gate), ThreadPoolExecutor(8) as pool:
         waiting = []
         for number in range(6):
             waiting.append(pool.submit(server.complete, [5 + number], max_tokens=1))
@@ -190,7 +190,7 @@ def test_a_client_who_goes_frees_his_slots(make_engine, stream):
 
 
 def test_a_client_who_goes_before_his_turn(make_engine):
-    with gated(make_engine(slots=1)) as (server, gate), ThreadPoolExecutor() as pool:
+    with gated(make_engine(slots=2)) as (server, gate), ThreadPoolExecutor() as pool:
         first = pool.submit(server.complete, [5], max_tokens=4)
         server.until(running=1)
         with post(server, prompt=[6]):
@@ -264,7 +264,7 @@ def test_half_a_header_is_no_reason_to_wait(make_engine):
 
 
 def test_an_engine_that_fails_is_told_to_all_and_ends_the_server(make_engine):
-    with gated(make_engine(slots=1)) as (server, gate), ThreadPoolExecutor() as pool:
+    with gated(make_engine(slots=2)) as (server, gate), ThreadPoolExecutor() as pool:
         asked = {"prompt": "Kari", "max_tokens": 5}
         running = pool.submit(server.raw, "POST", "/v1/completions", {**asked, "stream": True})
         server.until(running=1)

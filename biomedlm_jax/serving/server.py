@@ -101,12 +101,12 @@ async def _warm_up(worker: Worker) -> None:
     try:
         for length in slots.lengths(model.context):
             one = Request(
-                prompt=(eos_id,) * (length - 1),
-                max_tokens=2 if length < model.context else 1,
+                prompt=(eos_id,) * (length - 2),
+                max_tokens=2,
                 temperature=0.0,
                 top_k=0,
                 top_p=1.0,
-                repetition_penalty=1.0,
+                repetition_penalty=100.0,  # or the end of text may come first
                 seed=0,
                 stop=(),
             )
