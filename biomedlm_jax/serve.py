@@ -20,9 +20,11 @@ from typing import TextIO
 
 from absl import flags
 
-from biomedlm_jax import entry
+from biomedlm_jax import entry, start
+from biomedlm_jax import mesh as meshes
 from biomedlm_jax.entry import UserError
-
+from biomedlm_jax.generate import Engine
+from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from biomedlm_jax.serving import guard
 from biomedlm_jax.serving.app import Patience
 from biomedlm_jax.serving.server import Server
@@ -76,6 +78,23 @@ def log_to(stream: TextIO) -> None:
     guard.LOG.propagate = False
 
 
+def open_engine(place: str, slots: int) -> Engine:
+    """Over the weights in a folder, on all devices that are here.
+
+    Raises:
+      UserError: it is no model, has no vocabulary, or does not split over the devices.
+    """
+    source = start.find(place)
+    if source.vocabulary is None:
+        raise UserError(
+            f"--checkpoint={place} has no vocabulary, so it can not read a text; put the "
+            "tokenizer.json that belongs to it there"
+        )
+    mesh = meshes.everywhere(source.model)
+    vocabulary = Vocabulary(source.vocabulary)
+    return Engine(source.model, start.params(source, mesh), vocabulary, mesh, slots=slots)
+
+
 async def until_signal(server: Server) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, server.end)
@@ -91,7 +110,7 @@ def main() -> None:
     listener = bind(given.host, given.port)  # before the weights are read, which takes a while
     log_to(sys.stdout)
     name = given.name or Path(given.checkpoint).absolute().name
-    engine = open_engine(given.checkpoint, slots=given.slots)
+    engine = open_engine(given.checkpoint, given.slots)
     queue, grace = given.queue, given.grace
     server = Server(engine, name, listener, token, queue=queue, grace=grace, patience=Patience())
     asyncio.run(until_signal(server))

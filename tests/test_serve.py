@@ -20,6 +20,7 @@ from biomedlm_jax import serve
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.hf import save
 from biomedlm_jax.model import gpt
+from biomedlm_jax.serving.server import url
 from tests.completions import events, texts
 from tests.conftest import ROOT, TINY
 
@@ -267,3 +268,14 @@ def test_a_port_that_is_taken_is_named():
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"--host=127.0.0.1 --port={port}: Address already"):
             serve.bind("127.0.0.1", port)
+
+
+def test_the_other_loopback_address(monkeypatch):
+    monkeypatch.delenv(serve.TOKEN_VARIABLE, raising=False)
+    try:
+        listener = serve.bind("::1", 0)
+    except UserError as error:
+        pytest.skip(f"this machine has none: {error}")
+    with listener:
+        assert re.fullmatch(r"http://\[::1\]:\d+", url(listener))
+    assert serve.read_token(None, "::1") is None

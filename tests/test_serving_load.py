@@ -15,7 +15,7 @@ import pytest
 from biomedlm_jax import generate
 from biomedlm_jax.serving import worker
 from biomedlm_jax.serving.app import Patience
-from tests.completions import events, served, texts
+from tests.completions import Served, events, served, texts
 from tests.test_serving import request
 
 LONG = dict(prompt=[5], max_tokens=31, temperature=0.8)
@@ -283,6 +283,18 @@ def test_an_engine_that_fails_is_told_to_all_and_ends_the_server(make_engine):
         assert server.error is gate.error
         for handle in range(gate._engine._handles):  # the next test has this engine as well
             gate.cancel(handle)
+
+
+def test_an_engine_that_fails_at_once_ends_a_server_that_has_not_begun(make_engine):
+    gate = Gated(make_engine())
+    gate.error = FloatingPointError("the device is gone")
+    gate.let(1)
+    server = Served(gate, None, {})
+    server.join()
+    assert server.error is gate.error
+    with pytest.raises(ConnectionRefusedError):
+        server.health()
+    gate.cancel(gate._engine._handles - 1)
 
 
 def test_at_the_end_what_runs_is_finished_and_what_waits_is_sent_away(make_engine):

@@ -162,6 +162,8 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
         return refused(Refused(405, f"this page takes {allowed}", headers={"Allow": allowed}))
+    except web.HTTPException as error:
+        return refused(Refused(error.status, error.reason))
     except ConnectionError:  # the client went while it was answered, and has no use for this
         request.setdefault(END, "gone")
         return web.Response()
@@ -174,7 +176,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
 
 def refused(refusal: Refused) -> web.Response:
     body = answers.encoded(refusal.body())
-    headers = {"Content-Type": answers.JSON, "Cache-Control": "no-store", **refusal.headers}
+    headers = {"Content-Type": answers.JSON, **refusal.headers}
     response = web.Response(body=body, status=refusal.status, headers=headers)
     if refusal.status >= 500:
         response.force_close()
