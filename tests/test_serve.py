@@ -253,9 +253,13 @@ def test_an_address_or_a_token_that_will_not_do(monkeypatch, host, token, words)
     monkeypatch.delenv(serve.TOKEN_VARIABLE, raising=False)
     if token:
         monkeypatch.setenv(serve.TOKEN_VARIABLE, token)
-    with pytest.raises(UserError) as error:
+
+    def begin():
         assert serve.read_token(None, host) == token
         serve.bind(host, 0)
+
+    with pytest.raises(UserError) as error:
+        begin()
     assert words in str(error.value)
 
 
