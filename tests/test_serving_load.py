@@ -297,6 +297,19 @@ def test_an_engine_that_fails_at_once_ends_a_server_that_has_not_begun(make_engi
     gate.cancel(gate._engine._handles - 1)
 
 
+def test_a_server_that_is_ended_while_it_warms_up(make_engine):
+    gate = Gated(make_engine())
+    server = Served(gate, None, {"grace": 600})
+    while not gate.order:
+        time.sleep(0.01)
+    server.end()
+    gate.let(1)
+    server.join()
+    assert server.error is None
+    assert gate.steps == 1
+    assert gate.free == gate.slots
+
+
 def test_at_the_end_what_runs_is_finished_and_what_waits_is_sent_away(make_engine):
     with gated(make_engine(slots=2)) as (server, gate), ThreadPoolExecutor() as pool:
         running = pool.submit(server.complete, [[5]] * 4, max_tokens=3)

@@ -65,6 +65,7 @@ class Server:
         ends = asyncio.create_task(self._ended.wait())
         # Programs are compiled before the first client waits for them.
         warm = asyncio.create_task(_warm_up(worker))
+        grace = 0.0  # nobody waits for the warm-up
         try:
             await _first(warm, ends, worker.failed)
             if not ends.done() and not worker.failed.done():
@@ -73,10 +74,11 @@ class Server:
                 guard.LOG.info(f"{self._name} is served on {url(self._listener)}")
                 await _first(ends, worker.failed)
                 await site.stop()
+                grace = self._grace
             guard.LOG.info("ending")
         finally:
             self._listener.close()
-            stopped = await worker.stop(0 if worker.failed.done() else self._grace)
+            stopped = await worker.stop(grace)
             await runner.cleanup()
             ends.cancel()
             await warm

@@ -188,7 +188,7 @@ class Worker:
             self._thread.order(lambda thread: thread.cancel(ticket))
             ticket.fail(error)
 
-    def _post(self, report: "Report", *arguments: object) -> None:
+    def _post(self, report: Callable[..., None], *arguments: object) -> None:
         """From the thread."""
         self._loop.call_soon_threadsafe(lambda: report(self, *arguments))
 
@@ -219,9 +219,6 @@ class Worker:
         for ticket in self._tickets:
             ticket.fail(_failure())
         self.failed.set_exception(error)
-
-
-Report = Callable[..., None]
 
 
 class _Thread(threading.Thread):
