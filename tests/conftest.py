@@ -202,11 +202,13 @@ def write_documents(folder: Path, found: Iterable[Document], heldout_per_mille: 
 def make_engine(vocabulary) -> Callable[..., generate.Engine]:
     """make_engine(slots=4, of="other"): an engine of the smallest model, which knows nothing. With
     the same arguments it is the same one, for its programs take seconds to compile."""
-    experiment, on_mesh = on(changed(TINY, model__dropout=0.0), 1, 1, 1)
-    words, params = Vocabulary(vocabulary), started(experiment, on_mesh).params
+    words = Vocabulary(vocabulary)
 
     @functools.cache
-    def make(slots: int = 4, of: str = "other") -> generate.Engine:
+    def make(slots: int = 4, of: str = "other", context: int = 32) -> generate.Engine:
+        settings = changed(TINY, model__dropout=0.0, model__context=context)
+        experiment, on_mesh = on(settings, 1, 1, 1)
+        params = started(experiment, on_mesh).params
         return generate.Engine(experiment.model, params, words, on_mesh, slots=slots)
 
     return make

@@ -92,16 +92,17 @@ async def all_at_once(server, bodies):
         return await asyncio.gather(*map(one, bodies))
 
 
-def mixed(count, words):
-    """Bodies of requests of many kinds, and for each the engine's requests."""
+def mixed(count, words, half):
+    """Bodies of requests of many kinds, with prompts and answers of at most `half` tokens, and for
+    each the engine's requests."""
     draw, bodies, requests = random.Random(0), [], []
     for number in range(count):
         prompts = [
-            [draw.randrange(3, words.size) for _ in range(draw.randint(1, 16))]
+            [draw.randrange(3, words.size) for _ in range(draw.randint(1, half))]
             for _ in range(draw.choice([1, 1, 1, 1, 3]))
         ]
         settings = dict(
-            max_tokens=draw.randint(1, 16),
+            max_tokens=draw.randint(1, half),
             temperature=draw.choice([0.0, 0.5, 1.0]),
             top_p=draw.choice([1.0, 0.9]),
             top_k=draw.choice([0, 20]),
@@ -113,13 +114,13 @@ def mixed(count, words):
     return bodies, requests
 
 
-@pytest.mark.parametrize("count", [24, pytest.param(200, marks=pytest.mark.slow)])
-def test_all_at_once_get_what_the_library_writes(make_engine, count):
-    engine = make_engine()
-    bodies, requests = mixed(count, engine.vocabulary)
+@pytest.mark.parametrize("context", [32, pytest.param(256, marks=pytest.mark.slow)])
+def test_200_at_once_get_what_the_library_writes(make_engine, context):
+    engine = make_engine(context=context)
+    bodies, requests = mixed(200, engine.vocabulary, context // 2)
     flat = generate.generate(engine, [one for some in requests for one in some])
     expected = iter(flat)
-    with served(make_engine(), queue=count) as server:
+    with served(engine, queue=200) as server:
         answers = asyncio.run(all_at_once(server, bodies))
         server.until(running=0, waiting=0)
     for answer, some in zip(answers, requests, strict=True):
