@@ -205,11 +205,14 @@ def make_engine(vocabulary) -> Callable[..., generate.Engine]:
     words = Vocabulary(vocabulary)
 
     @functools.cache
-    def make(slots: int = 4, of: str = "other", context: int = 32) -> generate.Engine:
+    def made(slots: int, of: str, context: int) -> generate.Engine:
         settings = changed(TINY, model__dropout=0.0, model__context=context)
         experiment, on_mesh = on(settings, 1, 1, 1)
         params = started(experiment, on_mesh).params
         return generate.Engine(experiment.model, params, words, on_mesh, slots=slots)
+
+    def make(slots: int = 4, of: str = "other", context: int = 32) -> generate.Engine:
+        return made(slots, of, context)
 
     return make
 

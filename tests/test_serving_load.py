@@ -28,6 +28,7 @@ class Gated:
         self._engine, self._gate = engine, threading.Semaphore(0)
         self.open, self.order, self.steps = False, [], 0
         self.error = None  # what the next step raises
+        self.begun = []  # how many had begun, at each step
 
     def __getattr__(self, name):
         return getattr(self._engine, name)
@@ -40,6 +41,7 @@ class Gated:
         if not self.open:
             self._gate.acquire()
         self.steps += 1
+        self.begun.append(len(self.order))
         if self.error:
             raise self.error
         return self._engine.step()
@@ -155,6 +157,18 @@ def test_first_come_first_served(make_engine):
         for one in waiting:
             one.result()
         assert [one.prompt for one in gate.order] == [(5 + number,) for number in range(6)]
+
+
+def test_those_who_write_wait_for_one_prompt_at_a_time(make_engine):
+    with gated(make_engine()) as (server, gate), ThreadPoolExecutor() as pool:
+        first = pool.submit(server.complete, [5], max_tokens=20)
+        server.until(running=1)
+        others = pool.submit(server.complete, [[6]] * 3, max_tokens=2)
+        server.until(waiting=1)
+        gate.let_all()
+        first.result()
+        others.result()
+        assert gate.begun[2:6] == [1, 2, 3, 4]  # after the two steps of the warm-up
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(make_engine):

@@ -278,8 +278,11 @@ class _Thread(threading.Thread):
         self._running.clear()
 
     def _fill(self) -> None:
+        """Begins what there is room for, but one a step while others run: to read a prompt takes as
+        long as many tokens, and they wait for it."""
         begun = []
-        while self._waiting and self._engine.free:
+        most = 1 if self._running else self._engine.free
+        while self._waiting and self._engine.free and len(begun) < most:
             ticket = self._waiting.popleft()
             index = ticket.left.popleft()
             self._running[self._engine.add(ticket.requests[index])] = ticket, index
