@@ -6,6 +6,7 @@
 #   make bench-data CORPUS=DIR    speed beside peers, memory, cost as the corpus grows
 #   make compilers                what compiles for TPUs and GPUs that are not here, 1 GB
 #   make bench-cpu                a training step on this CPU beside PyTorch's
+#   make bench-decode             generation on this CPU beside transformers'
 #   make bench-kernels            attention on each chip beside peers: static cycles, GPU times
 #   make bench-saves              saves and restores of the 125M state, beside the disk's own speed
 #   make lint                     ruff and pyright;  make golden: renew tests/golden
@@ -22,9 +23,9 @@ TESTS := $(VENV)/bin/python -m pytest -n $(CPUS) --dist worksteal
 export JAX_PLATFORMS ?= cpu
 # Huge pages: XLA:CPU takes the memory of a step anew for each one, and in pages of 4 KiB the system
 # spends a sixth of the processor time of training, and half of that of a restore, on handing it out.
-demo small bench-cpu bench-saves: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+demo small bench-cpu bench-decode bench-saves: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: setup demo small test test-slow test-faults bench-data bench-cpu bench-saves compilers bench-kernels lint golden clean clean-runs
+.PHONY: setup demo small test test-slow test-faults bench-data bench-cpu bench-decode bench-saves compilers bench-kernels lint golden clean clean-runs
 
 setup: $(VENV)/.installed
 
@@ -76,6 +77,9 @@ bench-saves: setup
 
 bench-cpu: setup
 	$(VENV)/bin/python -m biomedlm_jax.benchmarks.cpu --output=$(RUNS)/bench-cpu
+
+bench-decode: setup
+	$(VENV)/bin/python -m biomedlm_jax.benchmarks.decode --output=$(RUNS)/bench-decode
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -82,7 +82,7 @@ class Engine:
         self._each = slots // groups  # slots of a group of devices
         self._groups = groups
         self._weights = decode.weights(params, model, mesh)
-        self._programs = slots_on.Programs(model, mesh)
+        self._programs = slots_on.programs(model, mesh)
         self._running: dict[int, tuple[int, Writing]] = {}  # by slot; tokens of the prompt
         self._waiting: dict[int, tuple[Request, Writing]] = {}  # have a slot, are not begun
         self._handles = 0

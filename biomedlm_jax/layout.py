@@ -63,6 +63,8 @@ def in_use(param: nnx.Param, dtype: jax.typing.DTypeLike) -> jax.Array:
     gradient: a reduce-scatter that leaves each device the sum for the piece that it stores.
     """
     value = param[...].astype(dtype)
+    if jax.lax.axis_size("fsdp") == 1:  # to gather one piece is to copy it
+        return value
     for axis, part in enumerate(spec(param.axes, STORED)):
         if part and "fsdp" in part:
             value = jax.lax.all_gather(value, "fsdp", axis=axis, tiled=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from jax.experimental import mesh_utils
 from jax.extend.backend import clear_backends
 from jax.sharding import AxisType
 
-from biomedlm_jax.config import Experiment
+from biomedlm_jax.config import Experiment, Model
 from biomedlm_jax.config import Mesh as MeshConfig
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.layout import BATCH, STORED
@@ -104,13 +105,8 @@ def make(experiment: Experiment, devices: list | None = None) -> jax.sharding.Me
       UserError: see `sizes` and `check`; or config.mesh.data does not divide over the slices.
     """
     if devices is None:
-        devices = jax.devices()
         wanted = math.prod(max(size, 1) for size in dataclasses.asdict(experiment.mesh).values())
-        alone = jax.process_count() == 1
-        if alone and devices[0].platform == "cpu" and wanted > len(devices):
-            clear_backends()
-            jax.config.update("jax_num_cpu_devices", wanted)
-            devices = jax.devices()
+        devices = _present(wanted)
     axes = sizes(experiment.mesh, len(devices))
     check(experiment, axes)
     types = (AxisType.Auto,) * len(axes)
@@ -120,6 +116,44 @@ def make(experiment: Experiment, devices: list | None = None) -> jax.sharding.Me
     if slices == 1:
         return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=devices)
     return jax.sharding.Mesh(over_slices(axes, devices, slices), tuple(axes), axis_types=types)
+
+
+def for_generation(model: Model, pieces: int | None = None) -> jax.sharding.Mesh:
+    """All devices that are here, a layer computed in `pieces` and the rest with copies, which take
+    requests of their own. So each device reads as little of the weights for a token as can be.
+
+    pieces: None is as many as divide both the model and the devices. CPU devices are made up, one
+      for each core at most, and hold one copy.
+
+    Raises:
+      UserError: `pieces` does not divide the model or the devices.
+    """
+    split = math.gcd(model.heads, model.mlp, model.padded_vocab)
+    on_cpu = jax.default_backend() == "cpu"
+    here = len(os.sched_getaffinity(0)) if on_cpu else len(jax.devices())
+    chosen = math.gcd(split, here) if pieces is None else pieces
+    if chosen < 1 or split % chosen or (here % chosen and not on_cpu):
+        fits = [n for n in range(1, here + 1) if split % n == 0 and (on_cpu or here % n == 0)]
+        raise UserError(
+            f"--pieces={chosen} does not divide config.model.heads={model.heads}, "
+            f"config.model.mlp={model.mlp}, the padded vocabulary of {model.padded_vocab} and the "
+            f"{here} devices; {', '.join(map(str, fits))} would"
+        )
+    devices = _present(chosen)[: chosen if on_cpu else None]
+    axes = {"data": len(devices) // chosen, "fsdp": 1, "model": chosen, "context": 1}
+    types = (AxisType.Auto,) * len(axes)
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=devices)
+
+
+def _present(wanted: int) -> list:
+    """The devices of all processes. One process on CPU makes up as many as are wanted."""
+    devices = jax.devices()
+    alone = jax.process_count() == 1
+    if alone and devices[0].platform == "cpu" and wanted > len(devices):
+        clear_backends()
+        jax.config.update("jax_num_cpu_devices", wanted)
+        devices = jax.devices()
+    return devices
 
 
 def over_slices(axes: dict[str, int], devices: list, slices: int) -> np.ndarray:

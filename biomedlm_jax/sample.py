@@ -1,136 +1,165 @@
-"""What a model goes on to write after the first words of documents that it has never seen.
+"""Text from a model: python -m biomedlm_jax.sample --checkpoint=DIR --prompt="Aspirin inhibits"
 
-Every token costs a whole forward pass over config.model.context positions: there is no cache of
-keys and values. That is cheap beside an evaluation, and too slow for anything else.
+DIR is the --workdir of a run, what `hf.load` wrote, or a Hugging Face folder. One --prompt, or
+--interactive, is answered as it is written. Several, or --prompts=FILE with a JSON string in each
+line, are answered by a JSON object a line, in their order. The same request has the same answer,
+whatever it is answered together with. From Python: `open_engine`, `generate.generate`.
 """
 
-import functools
-import math
-from collections.abc import Callable
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
-import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Int
+from absl import flags
+from tqdm import tqdm
 
-from biomedlm_jax import step
-from biomedlm_jax.config import Experiment
+from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.layout import BATCH, IN_USE, spec
-from biomedlm_jax.pipeline.store import SOURCE_OF_CODE, TokenStore, document_id
-from biomedlm_jax.pipeline.vocabulary import Vocabulary
-
-PROMPT = 12  # tokens, of a document that has more
-_compiled = functools.cache(step.next_tokens)  # one program for all evaluations of a run
+from biomedlm_jax.generate import Engine, Piece, Request, joined, stream
 
 
-def continuations(
-    experiment: Experiment,
-    mesh: Mesh,
-    params: dict,
-    store: TokenStore,
-    count: int = 3,
-    tokens: int | None = None,
-) -> list[dict[str, str]]:
-    """[{"prompt": text, "text": what the model writes after it, "document": "PMID:123"}, ...].
+def open_engine(
+    place: str, *, slots: int, pieces: int | None = None, compute_dtype: str | None = None
+) -> Engine:
+    """The model of `place` on all devices that are here, see `mesh.for_generation`.
 
-    Greedy: the likeliest token each time, until the end of the document, `tokens` tokens, or the
-    last position. Every process of a run calls it and has the same answer.
-
-    params: on `mesh`, as `step.state_shardings` has them.
-    store: a split; its first document, its last, and those evenly between give the prompts, fewer
-      than `count` where it has fewer.
-    tokens: at most, config.run.sample_tokens if not given.
+    slots: requests at once, rounded up to what the devices share evenly.
+    compute_dtype: float32 or bfloat16; None is the model's own.
 
     Raises:
-      UserError: no document of two tokens of text.
+      UserError: see `start.find` and `mesh.for_generation`; or no vocabulary came with the weights.
     """
-    limit = experiment.run.sample_tokens if tokens is None else tokens
-    documents, prompts = beginnings(store, count, experiment.model.context)
-    best = _compiled(experiment, mesh)
-    written = greedy(best, experiment, mesh, params, prompts, eos=store.eos_id, limit=limit)
-    vocabulary = Vocabulary(store.vocabulary_path)
-    return [
-        {
-            "prompt": vocabulary.decode(prompt),
-            "text": vocabulary.decode(more),
-            "document": document,
-        }
-        for document, prompt, more in zip(documents, prompts, written, strict=True)
-    ]
+    from biomedlm_jax import start
+    from biomedlm_jax.generation.slots import groups
+    from biomedlm_jax.mesh import for_generation
+    from biomedlm_jax.pipeline.vocabulary import Vocabulary
 
-
-def beginnings(store: TokenStore, count: int, context: int) -> tuple[list[str], list[list[int]]]:
-    """The ids of documents, and the first PROMPT tokens of each; fewer of one that is no longer,
-    or where the context ends.
-
-    Raises:
-      UserError: no document of two tokens of text.
-    """
-    firsts = store.documents[:, 0]
-    lengths = np.append(firsts[1:], store.tokens) - firsts - 1  # without the end of the document
-    (usable,) = np.nonzero(lengths >= 2)
-    if not len(usable):
+    source = start.find(place)
+    if source.vocabulary is None:
         raise UserError(
-            f"{store.path} has no {store.split} document of two tokens of text to continue; build "
-            "it from a larger corpus, or set config.run.sample_tokens=0"
+            f"{place} has no vocabulary, so text can be neither read nor written; put the "
+            "tokenizer.json that belongs to it there"
         )
-    chosen = usable[np.unique(np.linspace(0, len(usable) - 1, count).round().astype(int))]
-    prompts = [
-        store.read(firsts[row : row + 1], int(min(PROMPT, lengths[row] - 1, context - 1)))[0]
-        for row in chosen
-    ]
-    ids = [
-        document_id(SOURCE_OF_CODE[code], number)
-        for code, number in store.documents[chosen, 2:4].tolist()
-    ]
-    return ids, [prompt.tolist() for prompt in prompts]
+    model = source.model
+    if compute_dtype is not None:
+        model = dataclasses.replace(model, compute_dtype=compute_dtype)
+    mesh = for_generation(model, pieces)
+    each = groups(mesh)
+    return Engine(
+        model,
+        start.params(source, mesh),
+        Vocabulary(source.vocabulary),
+        mesh,
+        slots=-(-slots // each) * each,
+    )
 
 
-def greedy(
-    best: Callable,
-    experiment: Experiment,
-    mesh: Mesh,
-    params: dict,
-    prompts: list[list[int]],
-    *,
-    eos: int,
-    limit: int,
-) -> list[list[int]]:
-    """The tokens that come after each prompt, `eos` not included.
-
-    best: of `step.next_tokens`. It always sees whole rows of the context, so it is compiled once;
-      what stands after the last token of a row has no influence on it.
-    """
-    groups = math.prod(mesh.shape[axis] for axis in BATCH)
-    rows = -(-len(prompts) // groups) * groups
-    tokens = np.full((rows, experiment.model.context), eos, np.int32)
-    lengths = np.array([len(prompts[row % len(prompts)]) for row in range(rows)], np.int32)
-    for row in range(rows):
-        tokens[row, : lengths[row]] = prompts[row % len(prompts)]
-    segments = None
-    if experiment.data.segment_ids:
-        segments = _put(np.zeros_like(tokens), mesh, "bt")
-
-    written: list[list[int]] = [[] for _ in prompts]
-    going = set(range(len(prompts)))
-    for _ in range(limit):
-        going = {row for row in going if lengths[row] < experiment.model.context}
-        if not going:
-            break
-        last = _put(lengths - 1, mesh, "b")
-        found = np.asarray(best(params, _put(tokens, mesh, "bt"), segments, last))
-        for row in sorted(going):
-            if found[row] == eos:
-                going.discard(row)
-                continue
-            written[row].append(int(found[row]))
-            tokens[row, lengths[row]] = found[row]
-            lengths[row] += 1
-    return written
+def request(engine: Engine, prompt: str) -> Request:
+    """As the flags say. A prompt without text begins as a document does, after the end of one."""
+    given = flags.FLAGS
+    (tokens,) = engine.vocabulary.encode([prompt])
+    tokens = tokens or [engine.vocabulary.eos_id]
+    room = engine.model.context - len(tokens)
+    if room < 1:
+        raise UserError(
+            f"a prompt has {len(tokens)} tokens, and the context is {engine.model.context}; "
+            f"shorten it: {prompt[:60]!r}..."
+        )
+    return Request(
+        prompt=tuple(tokens),
+        max_tokens=room if given.max_tokens is None else given.max_tokens,
+        temperature=given.temperature,
+        top_k=given.top_k,
+        top_p=given.top_p,
+        repetition_penalty=given.repetition_penalty,
+        seed=given.seed,
+        stop=tuple(given.stop),
+    )
 
 
-def _put(array: Int[np.ndarray, "..."], mesh: Mesh, axes: str) -> jax.Array:
-    """Each process puts down the rows of its devices; all processes have the whole."""
-    sharding = NamedSharding(mesh, spec(axes, IN_USE))
-    return jax.make_array_from_callback(array.shape, sharding, lambda place: array[place])
+def prompts_in(file: Path) -> list[str]:
+    """Raises UserError where a line is no JSON string."""
+    found = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"--prompts={file}, line {number} is no JSON: {error}") from error
+        if not isinstance(value, str):
+            raise UserError(f"--prompts={file}, line {number} is no string but {line[:60]}")
+        found.append(value)
+    return found
+
+
+def in_order(engine: Engine, requests: list[Request]) -> Iterator[dict[str, object]]:
+    """One answer after the other, as soon as those before it are there too."""
+    pieces: dict[int, list[Piece]] = {number: [] for number in range(len(requests))}
+    coming = 0
+    for number, piece in stream(engine, requests):
+        pieces[number].append(piece)
+        while coming in pieces and pieces[coming] and pieces[coming][-1].finish:
+            whole = joined(pieces.pop(coming))
+            yield {"text": whole.text, "finish": whole.finish, "tokens": len(whole.tokens)}
+            coming += 1
+
+
+def answer(engine: Engine, prompt: str) -> None:
+    """Prints the text as it comes."""
+    for _, piece in stream(engine, [request(engine, prompt)]):
+        print(piece.text, end="", flush=True)
+    print()
+
+
+def converse(engine: Engine, lines: Iterable[str]) -> None:
+    """Each line is a prompt of its own; what does not fit is said, and the next one is read."""
+    for line in lines:
+        try:
+            answer(engine, line.rstrip("\n"))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True)
+
+
+def main() -> None:
+    given = flags.FLAGS
+    prompts = [*given.prompt, *(prompts_in(Path(given.prompts)) if given.prompts else ())]
+    if bool(prompts) == given.interactive:
+        raise UserError("give --prompt or --prompts, or else --interactive")
+    slots = min(len(prompts) or 1, given.slots)
+    engine = open_engine(
+        given.checkpoint, slots=slots, pieces=given.pieces, compute_dtype=given.compute_dtype
+    )
+    if given.interactive:
+        print("a prompt a line; the end of input (Ctrl-D) ends it\n> ", end="", flush=True)
+        converse(engine, sys.stdin)
+        return
+    if len(prompts) == 1:
+        answer(engine, prompts[0])
+        return
+    requests = [request(engine, prompt) for prompt in prompts]
+    for one in requests:
+        engine.check(one)
+    answers = in_order(engine, requests)
+    for prompt, found in zip(prompts, tqdm(answers, total=len(prompts)), strict=True):
+        print(json.dumps({"prompt": prompt, **found}, ensure_ascii=False), flush=True)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("checkpoint", None, "a run, or a Hugging Face folder", required=True)
+    flags.DEFINE_multi_string("prompt", [], "what is to be continued; can be given again")
+    flags.DEFINE_string("prompts", None, "a file of prompts, a JSON string in each line")
+    flags.DEFINE_bool("interactive", False, "read prompts from the keyboard")
+    flags.DEFINE_integer("max_tokens", None, "of an answer; not given is to the end of the context")
+    flags.DEFINE_float("temperature", 0.0, "0 is greedy")
+    flags.DEFINE_integer("top_k", 0, "draw from the likeliest k only; 0 is all")
+    flags.DEFINE_float("top_p", 1.0, "draw from the likeliest of this probability together")
+    flags.DEFINE_float("repetition_penalty", 1.0, "above 1: what was written is less likely")
+    flags.DEFINE_integer("seed", 0, "of what is drawn")
+    flags.DEFINE_multi_string("stop", [], "a text that ends the answer; can be given again")
+    flags.DEFINE_integer("slots", 16, "prompts that are answered at once", lower_bound=1)
+    flags.DEFINE_integer("pieces", None, "of a layer, on as many devices; not given is the most")
+    flags.DEFINE_enum("compute_dtype", None, ["float32", "bfloat16"], "not given: the model's")
+    entry.run(main)

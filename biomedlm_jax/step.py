@@ -198,34 +198,6 @@ def forward(experiment: Experiment, mesh: Mesh) -> Callable:
     )
 
 
-def next_tokens(experiment: Experiment, mesh: Mesh) -> Callable:
-    """Returns best(params, tokens [B, T], segments [B, T] | None, last [B]) -> int32 [B], on every
-    device: the likeliest token to come after position `last` of each row, of `forward`'s logits;
-    only those at that position are made."""
-    graph, vocab = gpt.graph(experiment.model), experiment.model.vocab
-
-    def local(
-        params: dict,
-        tokens: Int[Array, "B T"],
-        segments: Int[Array, "B T"] | None,
-        last: Int[Array, "B"],
-    ) -> Float[Array, "B 1 V"]:
-        model = nnx.merge(graph, params)
-        hidden = model(tokens, segments)
-        at = last - gpt.first_position(hidden)
-        here = (at >= 0) & (at < hidden.shape[1])
-        found = hidden[jnp.arange(len(at)), jnp.where(here, at, 0)]
-        found = jnp.where(here[:, None], found, 0)
-        return model.tokens.logits(jax.lax.psum(found, IN_USE["s"])[:, None])
-
-    in_specs = (gpt.specs(experiment.model), BATCH_SPEC, BATCH_SPEC, spec("b", IN_USE))
-    whole = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=spec("btv", IN_USE))
-    return jax.jit(
-        lambda *inputs: whole(*inputs)[:, 0, :vocab].argmax(-1).astype(jnp.int32),
-        out_shardings=NamedSharding(mesh, PartitionSpec()),
-    )
-
-
 def loss(
     experiment: Experiment,
     graph: nnx.GraphDef,

@@ -14,6 +14,7 @@ from biomedlm_jax import mesh as meshes
 from biomedlm_jax import step as steps
 from biomedlm_jax.checkpoint import Checkpoints
 from biomedlm_jax.config import Experiment
+from biomedlm_jax.continuations import continuations
 from biomedlm_jax.entry import Preempted, UserError, in_cloud
 from biomedlm_jax.held_out import Evaluator
 from biomedlm_jax.judge import Judge
@@ -21,7 +22,6 @@ from biomedlm_jax.lock import Lock
 from biomedlm_jax.metrics import Startup, Writer, plot, weights_and_biases
 from biomedlm_jax.pipeline.loader import Loader
 from biomedlm_jax.pipeline.store import TokenStore
-from biomedlm_jax.sample import continuations
 from biomedlm_jax.step import State
 from biomedlm_jax.watch import Preemption, Profiler, Watchdog
 

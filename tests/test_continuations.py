@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from biomedlm_jax import sample, step
+from biomedlm_jax import continuations, step
 from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from tests.conftest import TINY, changed, on, put, started
@@ -25,13 +25,13 @@ def one():
 
 @pytest.fixture(scope="module")
 def expected(one, held_out):
-    return sample.continuations(*one, held_out, tokens=WRITTEN)
+    return continuations.continuations(*one, held_out, tokens=WRITTEN)
 
 
 def test_they_are_the_likeliest_tokens_of_forward(one, held_out, expected):
     experiment, devices, params = one
     forward, vocabulary = step.forward(experiment, devices), Vocabulary(held_out.vocabulary_path)
-    documents, prompts = sample.beginnings(held_out, 3, experiment.model.context)
+    documents, prompts = continuations.beginnings(held_out, 3, experiment.model.context)
     rows = [list(prompt) for prompt in prompts]
     for _ in range(WRITTEN):
         for row in rows:  # one after the other, without anything behind the last token
@@ -54,34 +54,18 @@ def test_they_are_the_likeliest_tokens_of_forward(one, held_out, expected):
 def test_they_are_the_same_on_any_mesh(shape, segment_ids, held_out, expected):
     experiment, devices = on(changed(TINY, data__segment_ids=segment_ids), *shape)
     params = started(experiment, devices).params
-    assert sample.continuations(experiment, devices, params, held_out, tokens=WRITTEN) == expected
+    assert (
+        continuations.continuations(experiment, devices, params, held_out, tokens=WRITTEN)
+        == expected
+    )
 
 
 def test_prompts_are_of_the_first_document_the_last_and_between(held_out):
-    ids, prompts = sample.beginnings(held_out, 3, context=32)
+    ids, prompts = continuations.beginnings(held_out, 3, context=32)
     of = [f"PMID:{number}" for number in held_out.documents[:, 3]]
     assert ids == [of[0], of[2], of[3]]
     for id, prompt in zip(ids, prompts, strict=True):
         first = held_out.documents[of.index(id), 0]
-        assert prompt == held_out.read(np.array([first]), sample.PROMPT)[0].tolist()
-    assert len(sample.beginnings(held_out, 99, context=32)[0]) == held_out.rows
-    assert {len(prompt) for prompt in sample.beginnings(held_out, 3, context=5)[1]} == {4}
-
-
-def test_they_end_with_the_document_and_at_the_last_position(one):
-    experiment, devices, params = one
-    context, calls = experiment.model.context, []
-
-    def counting(params, tokens, segments, last):
-        """Writes 5 times the token 9, then the end; the second row never ends."""
-        calls.append(np.asarray(last).tolist())
-        return np.array([9 if len(calls) <= 5 else 1, 8])
-
-    prompts = [[3, 4], [5, 6, 7]]
-    written = sample.greedy(counting, experiment, devices, params, prompts, eos=1, limit=99)
-    assert written == [[9] * 5, [8] * (context - 3)]
-    assert calls[0] == [1, 2]
-    assert len(calls) == context - 3
-    calls.clear()
-    written = sample.greedy(counting, experiment, devices, params, prompts, eos=1, limit=2)
-    assert written == [[9] * 2, [8] * 2]
+        assert prompt == held_out.read(np.array([first]), continuations.PROMPT)[0].tolist()
+    assert len(continuations.beginnings(held_out, 99, context=32)[0]) == held_out.rows
+    assert {len(prompt) for prompt in continuations.beginnings(held_out, 3, context=5)[1]} == {4}

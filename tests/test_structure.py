@@ -57,8 +57,8 @@ ORDER = [
     "generation.writing",
     "generation.slots",
     "generate",
+    "continuations",
     "held_out",
-    "sample",
     "journal",
     "metrics",
     "judge",
@@ -94,7 +94,9 @@ ORDER = [
     "benchmarks.report",
     "benchmarks.kernels",
     "benchmarks.saves",
+    "benchmarks.sides",
     "benchmarks.cpu",
+    "benchmarks.decode",
 ]
 PACKAGE = ROOT / "biomedlm_jax"
 SOURCES = [*PACKAGE.rglob("*.py"), *(ROOT / "data").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]

@@ -8,16 +8,8 @@ record.json into --output.
 """
 
 import dataclasses
-import datetime
-import importlib.metadata
-import importlib.util
-import json
 import math
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +18,9 @@ import numpy as np
 from absl import flags
 
 from biomedlm_jax import entry
+from biomedlm_jax.benchmarks.sides import SIDES, Side, answer, check_peer, write
 from biomedlm_jax.config import Data, Experiment, Mesh, Model, Optimizer, Run
 
-PACKAGES = ("jax", "jaxlib", "torch", "transformers", "numpy")
-SIDES = ("ours", "pytorch")
 WARM_UP = 2  # steps of each side before the first round; the first one compiles
 UNTIMED = 1  # at the start of a turn
 EXPERIMENT = Experiment(
@@ -159,52 +150,22 @@ def pytorch(experiment: Experiment) -> Callable[[], float]:
 
 def serve(side: str) -> None:
     """Answers each line on stdin, a number of steps, by {"seconds", "loss"}."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes elsewhere
     one = {"ours": ours, "pytorch": pytorch}[side](EXPERIMENT)
-    for line in sys.stdin:
+
+    def steps(count: int) -> dict[str, float]:
         start = time.perf_counter()
-        losses = [one() for _ in range(int(line))]
-        seconds = time.perf_counter() - start
-        answers.write(json.dumps({"seconds": seconds, "loss": losses[-1]}) + "\n")
-        answers.flush()
+        losses = [one() for _ in range(count)]
+        return {"seconds": time.perf_counter() - start, "loss": losses[-1]}
 
-
-class Side:
-    """A process that steps when it is told to."""
-
-    def __init__(self, name: str):
-        self.name = name
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "biomedlm_jax.benchmarks.cpu", f"--side={name}"],
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def steps(self, count: int) -> dict[str, float]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{count}\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the process of {self.name} died (exit {self._process.wait()})")
-        return json.loads(line)
-
-    def end(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+    answer(steps)
 
 
 def measure(rounds: int, steps: int) -> list[dict[str, dict[str, float]]]:
     """What each side answers, by round."""
-    sides = [Side(name) for name in SIDES]
+    sides = [Side(name, "biomedlm_jax.benchmarks.cpu") for name in SIDES]
     try:
         for side in sides:
-            side.steps(WARM_UP)
+            side.ask(WARM_UP)
         return [{side.name: turn(side, steps) for side in sides} for _ in range(rounds)]
     finally:
         for side in sides:
@@ -212,8 +173,8 @@ def measure(rounds: int, steps: int) -> list[dict[str, dict[str, float]]]:
 
 
 def turn(side: Side, steps: int) -> dict[str, float]:
-    side.steps(UNTIMED)
-    return side.steps(steps)
+    side.ask(UNTIMED)
+    return side.ask(steps)
 
 
 def summary(rounds: list[dict[str, dict[str, float]]], tokens: int) -> dict[str, float]:
@@ -231,33 +192,20 @@ def main() -> None:
         serve(given.side)
         return
     output = Path(given.output)
-    if missing := [
-        name for name in ("torch", "transformers") if not importlib.util.find_spec(name)
-    ]:
-        raise entry.UserError(
-            f"{', '.join(missing)} is not installed, so there is nothing to compare with; "
-            "requirements-dev.txt has it for Python 3.11"
-        )
+    check_peer()
     rounds = measure(given.rounds, given.steps)
     tokens = given.steps * EXPERIMENT.data.batch * EXPERIMENT.model.context
     found = summary(rounds, tokens)
-    record = {
-        "date": datetime.date.today().isoformat(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "cpus": os.cpu_count(),
-        "memory": os.environ.get("GLIBC_TUNABLES", ""),  # the same for both sides
-        "experiment": dataclasses.asdict(EXPERIMENT),
-        "parameters": EXPERIMENT.model.parameters,
-        "steps": given.steps,
-        "medians": found,
-        "rounds": rounds,
-    }
-    output.mkdir(parents=True, exist_ok=True)
-    beside = output / "record.json.partial"
-    beside.write_text(json.dumps(record, indent=1) + "\n")
-    beside.rename(output / "record.json")
-    print(", ".join(f"{name} {version}" for name, version in record["versions"].items()))
+    write(
+        output,
+        {
+            "experiment": dataclasses.asdict(EXPERIMENT),
+            "parameters": EXPERIMENT.model.parameters,
+            "steps": given.steps,
+            "medians": found,
+            "rounds": rounds,
+        },
+    )
     print(f"{EXPERIMENT.model.parameters:,} parameters, medians of {given.rounds} rounds:")
     print(f"ours     {found['ours']:7,.0f} tokens/s, loss {rounds[-1]['ours']['loss']:.5f}")
     print(f"PyTorch  {found['pytorch']:7,.0f} tokens/s, loss {rounds[-1]['pytorch']['loss']:.5f}")

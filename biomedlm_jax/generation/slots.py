@@ -4,9 +4,9 @@ A slot is a row of every array here. Each program is one `jax.shard_map`, as tra
 device has the slots of its group (`layout.BATCH`) and the heads that are its own.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -167,7 +167,10 @@ class Programs:
 
     def _shardings(self, specs: State | decode.Cache) -> State | decode.Cache:
         is_leaf = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
-        return jax.tree.map(partial(NamedSharding, self.mesh), specs, is_leaf=is_leaf)
+        return jax.tree.map(functools.partial(NamedSharding, self.mesh), specs, is_leaf=is_leaf)
+
+
+programs = functools.cache(Programs)  # what was compiled serves all engines of a model on a mesh
 
 
 def _state_specs(model: Model) -> State:

@@ -56,13 +56,16 @@ def weights(params: dict, model: Model, mesh: Mesh) -> Weights:
     Kernels are cast to the compute dtype once, which is what training does at each use.
     """
 
+    dtype = model.compute_dtype
+
     def apart(params: dict) -> Weights:
         blocks = dict(params["blocks"])
         for name in LINEAR:
-            blocks[name] = jax.tree.map(lambda x: x.astype(model.compute_dtype), blocks[name])
+            kernel, bias = (blocks[name][part].astype(dtype) for part in ("kernel", "bias"))
+            blocks[name] = {"kernel": kernel.swapaxes(1, 2), "bias": bias}
         layers = {i: jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(model.layers)}
         table = params["tokens"]["table"]
-        return Weights({**params, "blocks": layers}, table.astype(model.compute_dtype))
+        return Weights({**params, "blocks": layers}, table.astype(dtype))
 
     def on(specs):
         is_leaf = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
@@ -113,13 +116,20 @@ def token(
 ) -> tuple[Float[Array, "B V"], Cache]:
     """(logits of what comes after `tokens`, which stand at `position` of their rows; the cache
     with their keys and values in it). See `prompt`."""
-    rows, after = jnp.arange(len(tokens)), Cache([], [])
+    after = Cache([], [])
+
+    def with_newest(kept: Float[Array, "B N S H"], newest: Float[Array, "B N H"]) -> Array:
+        # Row by row, which XLA does in place; of one scatter for all it makes copies of the cache.
+        for row in range(len(newest)):
+            one = newest[row, None, :, None]
+            kept = jax.lax.dynamic_update_slice(kept, one, (row, 0, position[row], 0))
+        return kept
 
     def attention(block: gpt.Block, layer: Int[Array, ""], x: Float[Array, "B 1 D"]) -> Array:
         qkv = block.qkv(x).reshape(len(tokens), -1, 3, block.model.head_dim)
         of_layer = len(after.keys)
-        keys = cache.keys[of_layer].at[rows, :, position].set(qkv[:, :, 1])
-        values = cache.values[of_layer].at[rows, :, position].set(qkv[:, :, 2])
+        keys = with_newest(cache.keys[of_layer], qkv[:, :, 1])
+        values = with_newest(cache.values[of_layer], qkv[:, :, 2])
         after.keys.append(keys)
         after.values.append(values)
         scale = block.scale(layer)

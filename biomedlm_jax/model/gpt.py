@@ -34,15 +34,16 @@ REMAT = {
 
 
 class Block(nnx.Module):
-    def __init__(self, model: Model, *, rngs: nnx.Rngs):
+    def __init__(self, model: Model, *, rngs: nnx.Rngs, apart: bool = False):
         sizes, std = axis_sizes(model), model.init_std
+        linear = partial(Linear, sizes=sizes, rngs=rngs, turned=apart)
         residual_std = std / math.sqrt(2 * model.layers)  # GPT-2: 2 residual branches a layer
         self.ln_1 = LayerNorm(model.width, epsilon=model.layer_norm_epsilon)
-        self.qkv = Linear("dq", sizes, std=std, rngs=rngs)
-        self.out = Linear("ed", sizes, std=residual_std, rngs=rngs)
+        self.qkv = linear("dq", std=std)
+        self.out = linear("ed", std=residual_std)
         self.ln_2 = LayerNorm(model.width, epsilon=model.layer_norm_epsilon)
-        self.up = Linear("df", sizes, std=std, rngs=rngs)
-        self.down = Linear("fd", sizes, std=residual_std, rngs=rngs)
+        self.up = linear("df", std=std)
+        self.down = linear("fd", std=residual_std)
         self.model = model
 
     def __call__(
@@ -117,8 +118,8 @@ class Block(nnx.Module):
 
 
 class GPT(nnx.Module):
-    """apart: every layer has arrays of its own, as generation wants them (`model/decode.py`), and
-    `__call__` is not for it; otherwise they are stacked, one array for all."""
+    """apart: as generation has it (`model/decode.py`): every layer has arrays of its own, kernels
+    are [Out, In], and `__call__` is not for it. Otherwise layers are stacked, one array for all."""
 
     def __init__(self, model: Model, *, rngs: nnx.Rngs, apart: bool = False):
         sizes, std = axis_sizes(model), model.init_std
@@ -126,7 +127,8 @@ class GPT(nnx.Module):
         shape = (model.context, model.width)
         self.positions = parameter("td", std * jax.random.normal(rngs.params(), shape))
         if apart:
-            self.blocks = nnx.List([Block(model, rngs=rngs) for _ in range(model.layers)])
+            layers = (Block(model, rngs=rngs, apart=True) for _ in range(model.layers))
+            self.blocks = nnx.List(layers)
         else:
             self.blocks = stacked(model, rngs)
         self.ln_f = LayerNorm(model.width, epsilon=model.layer_norm_epsilon)
