@@ -20,11 +20,9 @@ from typing import TextIO
 
 from absl import flags
 
-from biomedlm_jax import entry, start
-from biomedlm_jax import mesh as meshes
+from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.generate import Engine
-from biomedlm_jax.pipeline.vocabulary import Vocabulary
+from biomedlm_jax.sample import open_engine
 from biomedlm_jax.serving import guard
 from biomedlm_jax.serving.app import Patience
 from biomedlm_jax.serving.server import Server
@@ -78,23 +76,6 @@ def log_to(stream: TextIO) -> None:
     guard.LOG.propagate = False
 
 
-def open_engine(place: str, slots: int) -> Engine:
-    """Over the weights in a folder, on all devices that are here.
-
-    Raises:
-      UserError: it is no model, has no vocabulary, or does not split over the devices.
-    """
-    source = start.find(place)
-    if source.vocabulary is None:
-        raise UserError(
-            f"--checkpoint={place} has no vocabulary, so it can not read a text; put the "
-            "tokenizer.json that belongs to it there"
-        )
-    mesh = meshes.everywhere(source.model)
-    vocabulary = Vocabulary(source.vocabulary)
-    return Engine(source.model, start.params(source, mesh), vocabulary, mesh, slots=slots)
-
-
 async def until_signal(server: Server) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, server.end)
@@ -110,7 +91,9 @@ def main() -> None:
     listener = bind(given.host, given.port)  # before the weights are read, which takes a while
     log_to(sys.stdout)
     name = given.name or Path(given.checkpoint).absolute().name
-    engine = open_engine(given.checkpoint, given.slots)
+    engine = open_engine(
+        given.checkpoint, slots=given.slots, pieces=given.pieces, compute_dtype=given.compute_dtype
+    )
     queue, grace = given.queue, given.grace
     server = Server(engine, name, listener, token, queue=queue, grace=grace, patience=Patience())
     asyncio.run(until_signal(server))
@@ -123,6 +106,8 @@ if __name__ == "__main__":
                         "token")  # fmt: skip
     flags.DEFINE_integer("port", 8000, "0 takes a free one", 0, 65535)
     flags.DEFINE_string("token_file", None, f"holds the token; or {TOKEN_VARIABLE} does")
+    flags.DEFINE_integer("pieces", None, "of a layer, on as many devices; not given is the most")
+    flags.DEFINE_enum("compute_dtype", None, ["float32", "bfloat16"], "not given: the model's")
     flags.DEFINE_integer("slots", 8, "completions that are written at the same time", 1, 4096)
     flags.DEFINE_integer("queue", 256, "requests that may wait for a slot; more get 429", 1)
     flags.DEFINE_float("grace", 30, "seconds that requests have to finish at the end", 0)
