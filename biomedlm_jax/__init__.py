@@ -16,6 +16,7 @@ start.py                     weights from anywhere
 held_out.py                  bits per byte of unseen text
 metrics.py                   what people look at
 train.py                     the loop
-hf/save.py                   the way to Hugging Face
+hf/                          the way to Hugging Face
+serving/, serve.py           a completion server
 main.py                      the command line
 """

@@ -4,6 +4,7 @@ Warnings are errors (pyproject.toml). Shapes in signatures are checked at run ti
 """
 
 import dataclasses
+import functools
 import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ import sentencepiece  # noqa: E402
 from etils import epath  # noqa: E402
 from jax.sharding import NamedSharding  # noqa: E402
 
-from biomedlm_jax import config, mesh, step  # noqa: E402
+from biomedlm_jax import config, generate, mesh, step  # noqa: E402
 from biomedlm_jax.pipeline.store import UNKNOWN_YEAR  # noqa: E402
 from biomedlm_jax.pipeline.store_writer import StoreWriter  # noqa: E402
 from biomedlm_jax.pipeline.vocabulary import Vocabulary  # noqa: E402
@@ -200,6 +201,25 @@ def write_documents(folder: Path, found: Iterable[Document], heldout_per_mille: 
             writer.write(document)
     documents.finish(epath.Path(folder), [writer.summary()], heldout_per_mille)
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_engine(vocabulary) -> Callable[..., generate.Engine]:
+    """make_engine(slots=4, of="other"): an engine of the smallest model, which knows nothing. With
+    the same arguments it is the same one, for its programs take seconds to compile."""
+    words = Vocabulary(vocabulary)
+
+    @functools.cache
+    def made(slots: int, of: str, context: int) -> generate.Engine:
+        settings = changed(TINY, model__dropout=0.0, model__context=context)
+        experiment, on_mesh = on(settings, 1, 1, 1)
+        params = started(experiment, on_mesh).params
+        return generate.Engine(experiment.model, params, words, on_mesh, slots=slots)
+
+    def make(slots: int = 4, of: str = "other", context: int = 32) -> generate.Engine:
+        return made(slots, of, context)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -152,8 +152,8 @@ class Programs:
         position = state.position + 1
         chosen = self._chosen(logits, state.seen, state.options, position)
         seen = state.seen.at[jnp.arange(len(chosen)), chosen].set(True)
-        # Free slots stay where the cache ends.
-        position = jnp.minimum(position, state.length - 1)
+        # Free slots go no further; one that runs may be past the cache, which then grows.
+        position = jnp.minimum(position, self.model.context - 1)
         return State(cache, chosen, position, seen, state.options), chosen
 
     def _chosen(
