@@ -1,6 +1,5 @@
-"""The same model as `transformers.GPT2LMHeadModel`: logits, loss, gradients, one AdamW update."""
-
-import dataclasses
+"""The same model as `transformers.GPT2LMHeadModel`, at a small size: what every layer hands on,
+logits, loss, gradients, one AdamW update."""
 
 import jax
 import numpy as np
@@ -8,12 +7,20 @@ import pytest
 from flax import traverse_util
 
 from biomedlm_jax import step
-from biomedlm_jax.hf import names, save
 from biomedlm_jax.model import gpt
 from tests.conftest import TINY, changed, on, put
-
-torch = pytest.importorskip("torch", reason="torch is a test's need, not a run's")
-transformers = pytest.importorskip("transformers")
+from tests.peer import (
+    adamw_of,
+    as_theirs,
+    exported,
+    furthest,
+    layers_of,
+    listening_to_theirs,
+    opened,
+    state_of,
+    theirs_of,
+    torch,
+)
 
 EXPERIMENT = changed(
     TINY,
@@ -46,39 +53,32 @@ def tokens():
 @pytest.fixture
 def peer(params, vocabulary, tmp_path):
     """PyTorch's model of the exported folder."""
-    folder = tmp_path / "hf"
-    save.save(params, EXPERIMENT.model, vocabulary, folder, extra={})
-    return transformers.AutoModelForCausalLM.from_pretrained(folder)
-
-
-def as_theirs(tree) -> dict[str, np.ndarray]:
-    return dict(names.to_hf(jax.device_get(tree), EXPERIMENT.model))
-
-
-def theirs(module, attribute: str) -> dict[str, np.ndarray]:
-    return {
-        name: getattr(parameter, attribute).detach().numpy()
-        for name, parameter in module.named_parameters()
-    }
-
-
-def state_of(params, devices) -> step.State:
-    shardings = step.state_shardings(EXPERIMENT, devices)
-    state = jax.jit(lambda: step.init(EXPERIMENT), out_shardings=shardings)()
-    # Copies: the step takes its state's memory for its own.
-    copies = jax.tree.map(np.array, params)
-    return dataclasses.replace(state, params=jax.device_put(copies, shardings.params))
+    return opened(exported(params, EXPERIMENT.model, vocabulary, tmp_path / "hf"))
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)], ids=str)
 def test_logits_of_64_random_sequences(mesh, params, tokens, peer):
     experiment, devices = on(EXPERIMENT, *mesh)
-    ours = step.forward(experiment, devices)(state_of(params, devices).params, put(tokens, devices))
+    ours = step.forward(experiment, devices)(
+        state_of(params, experiment, devices).params, put(tokens, devices)
+    )
     with torch.no_grad():
         expected = peer(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
     assert ours.shape == expected.shape == (64, 64, 300)
     assert np.abs(np.asarray(ours) - expected).max() < 1e-4
     assert expected.std() > 0.3  # far from constant
+
+
+def test_what_each_layer_hands_on(params, tokens, peer):
+    experiment, devices = on(EXPERIMENT, 1, 1, 1)
+    with listening_to_theirs(peer) as expected, torch.no_grad():
+        peer(torch.tensor(tokens, dtype=torch.long))
+    placed = state_of(params, experiment, devices).params
+    ours, _ = layers_of(experiment, devices, placed, put(tokens, devices))
+    assert list(expected) == ["embedding", "0", "1", "2", "3", "ln_f"]
+    assert ours.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(ours[name], array, atol=1e-5, rtol=0, err_msg=name)
 
 
 def test_the_division_by_layer_matters(params, tokens, peer):
@@ -87,7 +87,9 @@ def test_the_division_by_layer_matters(params, tokens, peer):
         layer.attn.scale_attn_by_inverse_layer_idx = False
         layer.attn.scaling = EXPERIMENT.model.head_dim**-0.5
     experiment, devices = on(EXPERIMENT, 1, 1, 1)
-    ours = step.forward(experiment, devices)(state_of(params, devices).params, put(tokens, devices))
+    ours = step.forward(experiment, devices)(
+        state_of(params, experiment, devices).params, put(tokens, devices)
+    )
     with torch.no_grad():
         plain = peer(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
     assert np.abs(np.asarray(ours) - plain).max() > 1e-2
@@ -119,29 +121,25 @@ def test_loss_gradients_and_one_update(mesh, packed, params, tokens, peer):
         segments, loss = None, peer(ids, labels=ids).loss
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(peer.parameters(), chosen.clip_norm)
-    gradients = theirs(peer, "grad")
-    torch.optim.AdamW(
-        peer.parameters(),
-        lr=chosen.peak_lr,
-        betas=(chosen.b1, chosen.b2),
-        eps=chosen.eps,
-        weight_decay=chosen.weight_decay,
-    ).step()
+    gradients = theirs_of(peer, "grad")
+    adamw_of(peer.parameters(), experiment).step()
 
-    state = state_of(params, devices)
+    state = state_of(params, experiment, devices)
     state, metrics = step.train_step(experiment, devices)(state, tokens, segments)
     assert float(metrics["loss"]) == pytest.approx(loss.item(), abs=1e-5)
     assert float(metrics["grad_norm"]) == pytest.approx(norm.item(), rel=1e-5)
     assert norm > chosen.clip_norm
 
     # AdamW's first moment after one step is (1 - b1) x the clipped gradient.
-    moments = as_theirs(state.opt_state[0].mu)
+    moments = as_theirs(state.opt_state[0].mu, EXPERIMENT.model)
     assert moments.keys() == gradients.keys()
+    found = {name: moment / (1 - chosen.b1) for name, moment in moments.items()}
+    assert furthest(found, gradients)[0] < 1e-4
     for name, moment in moments.items():
         expected = (1 - chosen.b1) * gradients[name]
         np.testing.assert_allclose(moment, expected, atol=1e-8, rtol=1e-3, err_msg=name)
-    updated = theirs(peer, "data")
-    for name, array in as_theirs(state.params).items():
+    updated = theirs_of(peer, "data")
+    for name, array in as_theirs(state.params, EXPERIMENT.model).items():
         np.testing.assert_allclose(array, updated[name], atol=1e-6, err_msg=name)
     before = traverse_util.flatten_dict(params, sep="/")
     after = traverse_util.flatten_dict(jax.device_get(state.params), sep="/")

@@ -52,7 +52,7 @@ The tokenizer gives the ids of the vocabulary that the model was trained with. {
 from strangers, where it must not.
 """
 KINDS = {
-    "sentencepiece": "It was a SentencePiece\nmodel; the character U+2581 comes back as a space.",
+    "sentencepiece": "It was a\nSentencePiece model; any text comes back unchanged.",
     "byte_level": "It is byte-level, as\nGPT-2's; any text comes back unchanged.",
 }
 NO_VOCABULARY = "No tokenizer came with these weights.\n"

@@ -12,10 +12,16 @@ pair for each piece is enough: when the neighbours x and y are joined, nothing b
 edge of xy, hence all steps inside it were those that xy takes when it stands alone, and those
 end in one pair. There is no pre-tokenizer: SentencePiece joins over the whole text.
 
-Two things remain to know. Hugging Face's takes the character U+2581 of a text for a space, which
-SentencePiece writes so; `Vocabulary` spells it in bytes, and byte-level has no such character. And,
-of either kind, where a text holds the end-of-text marker literally, Hugging Face makes the marker
-of it, unless the tokenizer is loaded with split_special_tokens=True; `Vocabulary` never does.
+SentencePiece writes U+2581 for a space, in its pieces and in a text before it joins, which leaves
+no piece for a U+2581 of the text; `Vocabulary` spells that one in bytes. Here pieces have a plain
+space instead, and nothing changes the text: its U+2581 is a character without a piece, and comes
+out in the same bytes.
+
+Two things remain to know. Where a text holds the end-of-text marker literally, Hugging Face makes
+the marker of it, of either kind, unless the tokenizer is loaded with split_special_tokens=True;
+`Vocabulary` never does. And ids of bytes that are no UTF-8, as a model may write them, give U+FFFD
+in either way of reading, but not as many of them: of a run of byte pieces that is no UTF-8 as a
+whole, Hugging Face makes a U+FFFD for every byte, SentencePiece for those alone that are wrong.
 
 [1] https://github.com/google/sentencepiece/blob/v0.2.0/src/bpe_model.cc
 """
@@ -33,7 +39,6 @@ from tokenizers import (
     Tokenizer,
     decoders,
     models,
-    normalizers,
     pre_tokenizers,
     processors,
 )
@@ -71,17 +76,14 @@ def convert(vocabulary: Place) -> Tokenizer:
             f"{vocabulary} cannot become a Hugging Face tokenizer with the same ids: "
             f"{'; '.join(refused)}; train it with `python -m data.tokenizer`"
         )
-    ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+    ids = {_plain(piece.piece): index for index, piece in enumerate(proto.pieces)}
+    merges = [(_plain(left), _plain(right)) for left, right in _merges(proto)]
     # Ids of the bytes stand for characters that are no piece, so no token is ever unknown.
-    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=_merges(proto), byte_fallback=True))
-    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    # Both libraries cut these out first, the longest at each place. `normalized` means: looked
-    # for after spaces were replaced, as SentencePiece does.
-    whole = [piece.piece for piece in proto.pieces if piece.type == Piece.USER_DEFINED]
-    tokenizer.add_tokens([AddedToken(piece, normalized=True, special=False) for piece in whole])
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges, byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    # Both libraries cut these out first, the longest at each place.
+    whole = [_plain(piece.piece) for piece in proto.pieces if piece.type == Piece.USER_DEFINED]
+    tokenizer.add_tokens([AddedToken(piece, normalized=False, special=False) for piece in whole])
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
     return tokenizer
 
@@ -165,6 +167,11 @@ def write(tokenizer: Tokenizer, folder: Path, *, context: int) -> None:
         }
     text = json.dumps(settings, indent=2) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def _plain(piece: str) -> str:
+    """A piece as it stands in a text."""
+    return piece.replace(SPACE, " ")
 
 
 def _refused(proto: sentencepiece_model.ModelProto) -> list[str]:
