@@ -141,12 +141,14 @@ class _Files:
         return np.memmap(self._path(at), "<f4", "r", shape=tuple(self._chunk))
 
     def _rows(self, at: Sequence[int], first: int, count: int) -> np.ndarray:
-        """Of a file, read in one go; the disk is told that those behind them come next."""
+        """Of a file, read in one go. The system is told that those behind them come next, and that
+        these need not stay in memory, where what is made of them has better use for it."""
         row = math.prod(self._chunk[1:])
-        size = 4 * row * count
+        start, size = 4 * row * first, 4 * row * count
         with self._path(at).open("rb") as file:
-            os.posix_fadvise(file.fileno(), 4 * row * first, 3 * size, os.POSIX_FADV_WILLNEED)
-            found = np.fromfile(file, "<f4", row * count, offset=4 * row * first)
+            os.posix_fadvise(file.fileno(), start, 3 * size, os.POSIX_FADV_WILLNEED)
+            found = np.fromfile(file, "<f4", row * count, offset=start)
+            os.posix_fadvise(file.fileno(), start, size, os.POSIX_FADV_DONTNEED)
         return found.reshape(count, *self._chunk[1:])
 
     def _path(self, at: Sequence[int]) -> Path:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from biomedlm_jax import checkpoint, checksums, entry, hosts, lock, saves, step
+from biomedlm_jax import arrays, checkpoint, checksums, entry, hosts, lock, saves, step
 from biomedlm_jax.checkpoint import Checkpoints
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.lock import Lock
@@ -298,7 +298,8 @@ def test_a_storage_that_does_not_answer_is_no_damage(experiment, run, tmp_path, 
     def fail(*_):
         raise ValueError("UNAVAILABLE: Error reading ...")
 
-    monkeypatch.setattr(checkpoint, "restored", fail)
+    for reads in (checkpoint, arrays):
+        monkeypatch.setattr(reads, "restored", fail)
     with opened(experiment, workdir) as checkpoints:
         with pytest.raises(UserError, match="says nothing about whether it is whole"):
             checkpoints.latest(run[2])

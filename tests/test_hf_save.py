@@ -239,6 +239,23 @@ def test_padding_that_is_not_zero_is_refused(run, vocabulary, tmp_path):
         save.save(params, TINY.model, vocabulary, tmp_path / "hf", extra={})
 
 
+@pytest.mark.parametrize("part", ["the last byte", "a tensor"])
+def test_what_is_written_is_read_back(part, run, vocabulary, tmp_path, monkeypatch):
+    """A disk that changes what it is given is noticed before the folder is whole."""
+    whole, last = write.Writer._out, TINY.model.width * 4
+
+    def changed_on_the_way(self, data):
+        data = np.array(data)
+        if part == "a tensor" or data.nbytes == last:
+            data[-1] ^= 1
+        whole(self, data)
+
+    monkeypatch.setattr(write.Writer, "_out", changed_on_the_way)
+    with pytest.raises(UserError, match=r"read back .* ln_f/bias\[0:64\] differs|no whole safe"):
+        save.save(in_memory(run[1]), TINY.model, vocabulary, tmp_path / "hf", extra={})
+    assert not (tmp_path / "hf").exists()
+
+
 # ---- Damage, kills and full disks ----------------------------------------------------------------
 
 

@@ -87,10 +87,14 @@ class Folder:
     def pieces(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
         """Our array of that name in pieces of its first axis, each with where it begins."""
         row = next(row for row in TABLE if row.ours == name)
-        shape, _ = row.shapes(self.model)
-        for start, stop in cuts(shape):
-            rest = (slice(None),) * (len(shape) - 1)
-            yield start, row.piece((slice(start, stop), *rest), self.model, self._read)
+        for start, stop in cuts(row.shapes(self.model)[0]):
+            yield start, self.piece(name, start, stop)
+
+    def piece(self, name: str, start: int, stop: int) -> np.ndarray:
+        """array[start:stop] of our array of that name."""
+        row = next(row for row in TABLE if row.ours == name)
+        rest = (slice(None),) * (len(row.axes) - 1)
+        return row.piece((slice(start, stop), *rest), self.model, self._read)
 
     def array(self, name: str, sharding: Sharding | None = None) -> Any:
         """Our float32 array of that name, such as "blocks/qkv/kernel": a numpy array, or where

@@ -7,14 +7,12 @@ opens with transformers' AutoModelForCausalLM and AutoTokenizer, where neither J
 is needed; torch isn't needed here. One layer of one parameter is in memory at a time, whatever the
 size of the model (of a run on gs://, one parameter). receipt.json says what was written, from what,
 and what was checked: that what was read is what was saved, that every number is finite and the
-padding zero, and that the folder, read back through the safetensors library, holds the same arrays.
+padding zero, and that what the safetensors library reads back is what was written.
 """
 
 import importlib.metadata
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from flax import traverse_util
 from tqdm import tqdm
 
 from biomedlm_jax import entry, journal, start
+from biomedlm_jax.arrays import cuts
 from biomedlm_jax.checksums import Running
 from biomedlm_jax.config import Model, flat
 from biomedlm_jax.entry import UserError
@@ -39,6 +38,7 @@ from biomedlm_jax.hf.read import finite
 from biomedlm_jax.pipeline.vocabulary import MODEL_FILE, Place, Vocabulary
 from biomedlm_jax.start import PARAMS, RECEIPT, Source
 
+Piece = tuple[str, int, int]  # our name of an array, where it begins and ends on the first axis
 Pieces = Callable[[Row], Iterator[tuple[int, np.ndarray]]]  # where one starts on the first axis
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 POLICY = {
@@ -69,7 +69,9 @@ def save(
     names.to_hf(params, model)
 
     def pieces(row: Row) -> Iterator[tuple[int, np.ndarray]]:
-        yield 0, np.asarray(flattened[row.ours])
+        array = np.asarray(flattened[row.ours])
+        for begin, end in cuts(array.shape):
+            yield begin, array[begin:end]
 
     about = {"what": "parameters in memory"}
     text = {"extra": extra}
@@ -133,7 +135,7 @@ def export(
     with ExitStack() as stack:
         folder = stack.enter_context(write.written(output))
         writer = stack.enter_context(closing(write.Writer(folder, shards, dtype)))
-        sums = _weights(pieces, compare, model, writer, dtype, len(listed))
+        sums, ends = _weights(pieces, compare, model, writer, dtype, len(listed))
         texts: dict[str, bytes] = dict(beside or {})
         if len(shards) > 1:
             texts[read.INDEX] = _json(write.index(shards, dtype))
@@ -149,7 +151,7 @@ def export(
         settings = _json(config_json(model, eos_id=eos_id, dtype=dtype))
         for name, content in texts.items():
             (folder / name).write_bytes(content)
-        read_back(folder, model, sums)  # while the disk still writes
+        read_back(folder, model, dtype, ends)  # while the disk still writes
         writer.sync()
         texts |= {path.name: path.read_bytes() for path in folder.glob("tokenizer*.json")}
         files = writer.files | {name: write.digest(content) for name, content in texts.items()}
@@ -166,7 +168,8 @@ def export(
                 "every array has the checksum that its source has of it, where that has one",
                 "every number is finite",
                 "the rows of padding are zero",
-                "read back through safetensors, every array has the checksum below",
+                "read back through safetensors: the name, shape and dtype of every tensor, and the "
+                "first and the last piece of every array, to the bit",
             ],
             "checksums": sums,
             "versions": {x: importlib.metadata.version(x) for x in ("jax", "safetensors")},
@@ -175,27 +178,31 @@ def export(
         (folder / "config.json").write_bytes(settings)  # the last, for it makes it a model
 
 
-def read_back(folder: Path, model: Model, sums: Mapping[str, int]) -> None:
-    """Reads the weights as anybody would, and makes our arrays of them again.
+def read_back(folder: Path, model: Model, dtype: str, ends: Mapping[Piece, int]) -> None:
+    """Opens the weights as anybody would: that every tensor is there with its shape and dtype, and
+    that the first and the last piece of each of our arrays, made of them again, is what it was.
+
+    ends: {(our name, where a piece begins, where it ends): checksum}.
 
     Raises:
-      UserError: they are not those that were written.
+      UserError: something differs.
     """
     opened = read.Folder(folder, model=model)
-
-    def differs(row: Row) -> bool:
-        found = Running(row.shapes(model)[0])
-        for begin, piece in opened.pieces(row.ours):
-            found.add(begin, piece)
-        return found.value != sums[f"{PARAMS}/{row.ours}"]
-
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        wrong = [row.ours for row, no in zip(TABLE, pool.map(differs, TABLE), strict=True) if no]
+    wrong = [] if opened.dtype == dtype else [f"the dtype is {opened.dtype}"]
+    for (name, begin, end), checksum in ends.items():
+        found = Running(_row(name).shapes(model)[0])
+        found.add(begin, opened.piece(name, begin, end))
+        if found.value != checksum:
+            wrong.append(f"{name}[{begin}:{end}] differs")
     if wrong:
         raise UserError(
-            f"{', '.join(wrong)} read back from {folder} are not what was written; this disk or "
-            "this machine's memory is at fault"
+            f"what is read back from {folder} is not what was written: {', '.join(wrong)}; this "
+            "disk or this machine's memory is at fault"
         )
+
+
+def _row(name: str) -> Row:
+    return next(row for row in TABLE if row.ours == name)
 
 
 def _weights(
@@ -205,20 +212,25 @@ def _weights(
     writer: write.Writer,
     dtype: str,
     total: int,
-) -> dict[str, int]:
-    """Writes all tensors; the checksums of our arrays as they are there.
+) -> tuple[dict[str, int], dict[Piece, int]]:
+    """Writes all tensors; the checksums of our arrays as they are there, and of their ends.
 
     total: tensors, for the bar.
     """
-    sums = dict[str, int]()
+    sums, ends = dict[str, int](), dict[Piece, int]()
     with tqdm(total=total, desc="export", unit="tensor") as bar:
         for row in TABLE:
-            given, left = (Running(row.shapes(model)[0]) for _ in range(2))
+            shape, _ = row.shapes(model)
+            given, left, parts = Running(shape), Running(shape), cuts(shape)
             for begin, piece in pieces(row):
                 given.add(begin, piece)
                 rounded, again = _rounded(piece, dtype, row, begin)
                 if again is not piece:
                     left.add(begin, again)
+                if (end := (begin, begin + len(piece))) in (parts[0], parts[-1]):
+                    part = Running(shape)
+                    part.add(begin, again)
+                    ends[row.ours, *end] = part.value
                 if row.axes[0] == "v" and piece[max(0, model.vocab - begin) :].any():
                     raise UserError(
                         f"{row.ours} has rows of padding, from {model.vocab} on, that are not "
@@ -228,7 +240,7 @@ def _weights(
                     bar.update(writer.add(name, tensor))
             compare(row.ours, given.value)
             sums[f"{PARAMS}/{row.ours}"] = (given if dtype == "float32" else left).value
-    return sums
+    return sums, ends
 
 
 def _rounded(piece: np.ndarray, dtype: str, row: Row, begin: int) -> tuple[np.ndarray, np.ndarray]:
