@@ -158,4 +158,4 @@ def _layers(
 
 def _logits(weights: Weights, x: Float[Array, "B D"]) -> Float[Array, "B V"]:
     table = in_use(parameter("vd", weights.head), x.dtype)
-    return jnp.einsum("bd,vd->bv", x, table, preferred_element_type=jnp.float32)
+    return jnp.einsum("vd,bd->vb", table, x, preferred_element_type=jnp.float32).T

@@ -39,7 +39,8 @@ class Linear(nnx.Module):
         """Without the bias."""
         kernel = in_use(self.kernel, x.dtype)
         if self.turned:
-            y = (x.reshape(-1, x.shape[2]) @ kernel.T).reshape(*x.shape[:2], -1)
+            rows = x.reshape(-1, x.shape[2])
+            y = jnp.einsum("oi,ni->on", kernel, rows).T.reshape(*x.shape[:2], -1)
         else:
             y = times_kernel(x, kernel)
         if summed := IN_USE.get(self.input):
