@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from biomedlm_jax import generate
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from biomedlm_jax.serving import asked
 from biomedlm_jax.serving.answers import Refused
@@ -73,12 +74,17 @@ def test_prompts_are_text_or_ids(prompt, rows, words):
         (dict(n=129), "n", "from 1 to 128"),
         (dict(n=128, prompt=["a"] * 5), "n", "640 completions"),
         (dict(prompt=["a"] * 513), "prompt", "513 completions"),
-        (dict(temperature=2.1), "temperature", "0 to 2"),
-        (dict(temperature=-0.1), "temperature", "0 to 2"),
-        (dict(top_p=0), "top_p", "above 0"),
-        (dict(top_k=-1), "top_k", "at least 0"),
-        (dict(repetition_penalty=0), "repetition_penalty", "above 0"),
-        (dict(repetition_penalty=10**400), "repetition_penalty", "above 0"),
+        (dict(temperature=100.1), "temperature", "1e-6 to 100"),
+        (dict(temperature=-0.1), "temperature", "1e-6 to 100"),
+        (dict(temperature=1e-37), "temperature", "is 1e-37; it has to be 0, or a number from 1e-6"),
+        (dict(top_p=0), "top_p", "1e-6 to 1"),
+        (dict(top_p=1e-40), "top_p", "is 1e-40; it has to be a number from 1e-6 to 1"),
+        (dict(top_p=1.1), "top_p", "1e-6 to 1"),
+        (dict(top_k=-1), "top_k", "is -1; it has to be an integer from 0"),
+        (dict(top_k=2**31), "top_k", "is 2147483648; it has to be an integer from 0 to 2147483647"),
+        (dict(repetition_penalty=0), "repetition_penalty", "0.01 to 100"),
+        (dict(repetition_penalty=1e-40), "repetition_penalty", "is 1e-40; it has to be a number"),
+        (dict(repetition_penalty=10**400), "repetition_penalty", "0.01 to 100"),
         (dict(seed=2**32), "seed", "from 0 to 4294967295"),
         (dict(seed=-1), "seed", "is -1"),
         (dict(stop=["a"] * 5), "stop", "at most 4"),
@@ -144,15 +150,50 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
+NUMBERS = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "max_tokens", "n")
 FIELDS = [*asked._READ, *asked._UNSUPPORTED, "other"]
+powers = st.sampled_from(
+    [0, *(2**n for n in (0, 8, 31, 32, 63, 64)), *(10.0**-n for n in range(50))]
+)
+numbers = powers | powers.map(lambda x: x - 1) | st.floats(0, 2) | st.integers(0, 9)
 
 
-@given(st.dictionaries(st.sampled_from(FIELDS), anything), st.booleans())
-def test_any_body_is_parsed_or_refused(words, fields, valid):
-    body = json.dumps({**({"prompt": "Kari"} if valid else {}), **fields}).encode()
+@given(
+    st.dictionaries(st.sampled_from(FIELDS), anything),
+    st.dictionaries(st.sampled_from(NUMBERS), numbers),
+    st.booleans(),
+)
+def test_any_body_is_refused_or_answered(make_engine, fields, numbers, valid):
+    """By a real engine: what is accepted does not end it."""
+    engine = make_engine()
+    body = {**({"prompt": "Kari"} if valid else {}), **fields, **numbers}
     with contextlib.suppress(Refused):
-        requests = asked.requests(asked.parse(body), TINY.model, words)
-        assert all(r.prompt and 0 <= r.seed < 2**32 for r in requests)
+        read = asked.parse(json.dumps(body).encode())
+        requests = asked.requests(read, engine.model, engine.vocabulary)
+        for request in requests:
+            engine.check(request)
+        handles = [engine.add(request) for request in requests[: engine.slots]]
+        for _ in range(2):
+            for piece in engine.step():
+                assert all(0 <= token < engine.vocabulary.size for token in piece.tokens)
+        for handle in handles:
+            engine.cancel(handle)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(temperature=1e-6, top_p=1e-6, top_k=2**31 - 1, repetition_penalty=0.01),
+        dict(temperature=1e-6, repetition_penalty=100),
+        dict(temperature=100, top_p=1, top_k=1, seed=2**32 - 1),
+        dict(temperature=0, repetition_penalty=0.01, top_p=1e-6),
+    ],
+)
+def test_the_last_values_that_are_allowed_are_answered(make_engine, settings):
+    engine = make_engine()
+    found = asked.requests(parsed(**settings), engine.model, engine.vocabulary)
+    (completion,) = generate.generate(engine, found)
+    assert completion.tokens or completion.finish == "stop"
 
 
 def test_how_long_a_prompt_is_and_what_fits(words):
