@@ -150,34 +150,41 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
-NUMBERS = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "max_tokens", "n")
 FIELDS = [*asked._READ, *asked._UNSUPPORTED, "other"]
-powers = st.sampled_from(
-    [0, *(2**n for n in (0, 8, 31, 32, 63, 64)), *(10.0**-n for n in range(50))]
-)
-numbers = powers | powers.map(lambda x: x - 1) | st.floats(0, 2) | st.integers(0, 9)
 
 
-@given(
-    st.dictionaries(st.sampled_from(FIELDS), anything),
-    st.dictionaries(st.sampled_from(NUMBERS), numbers),
-    st.booleans(),
-)
-def test_any_body_is_refused_or_answered(make_engine, fields, numbers, valid):
-    """By a real engine: what is accepted does not end it."""
-    engine = make_engine()
-    body = {**({"prompt": "Kari"} if valid else {}), **fields, **numbers}
+@given(st.dictionaries(st.sampled_from(FIELDS), anything), st.booleans())
+def test_any_body_is_parsed_or_refused(words, fields, valid):
+    body = json.dumps({**({"prompt": "Kari"} if valid else {}), **fields}).encode()
     with contextlib.suppress(Refused):
-        read = asked.parse(json.dumps(body).encode())
-        requests = asked.requests(read, engine.model, engine.vocabulary)
-        for request in requests:
-            engine.check(request)
-        handles = [engine.add(request) for request in requests[: engine.slots]]
-        for _ in range(2):
-            for piece in engine.step():
-                assert all(0 <= token < engine.vocabulary.size for token in piece.tokens)
-        for handle in handles:
-            engine.cancel(handle)
+        requests = asked.requests(asked.parse(body), TINY.model, words)
+        assert all(r.prompt and 0 <= r.seed < 2**32 for r in requests)
+
+
+NUMBERS = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "max_tokens", "n")
+EDGES = (0, 1, 31, 100, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**64, 1e39, 0.01, 1e-6, 1e-37, 1e-40)
+numbers = st.sampled_from(EDGES) | st.integers() | st.floats()
+
+
+def refused_or_answered(engine, **fields):
+    with contextlib.suppress(Refused):
+        for request in asked.requests(parsed(**fields), engine.model, engine.vocabulary):
+            handle = engine.add(request)
+            try:
+                assert all(0 <= token < 300 for piece in engine.step() for token in piece.tokens)
+            finally:
+                engine.cancel(handle)
+
+
+@given(st.dictionaries(st.sampled_from(NUMBERS), numbers, min_size=1, max_size=3))
+def test_an_engine_can_do_what_is_accepted(make_engine, fields):
+    refused_or_answered(make_engine(), **fields)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_an_engine_can_do_what_is_at_an_edge(make_engine, name):
+    for value in EDGES:
+        refused_or_answered(make_engine(), **{name: value})
 
 
 @pytest.mark.parametrize(
