@@ -6,6 +6,7 @@ line, are answered by a JSON object a line, in their order. The same request has
 whatever it is answered together with. From Python: `open_engine`, `generate.generate`.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -18,6 +19,8 @@ from tqdm import tqdm
 from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.generate import Engine, Piece, Request, joined, stream
+
+SLOTS = 256  # at most: a program has an operation for each of them in every layer
 
 
 def open_engine(
@@ -57,8 +60,14 @@ def open_engine(
 
 
 def request(engine: Engine, prompt: str) -> Request:
-    """As the flags say. A prompt without text begins as a document does, after the end of one."""
+    """As the flags say. A prompt without text begins as a document does, after the end of one.
+
+    Raises:
+      UserError: it is no text, or does not fit.
+    """
     given = flags.FLAGS
+    if any("\ud800" <= char <= "\udfff" for char in prompt):  # so Python spells what is no UTF-8
+        raise UserError(f"a prompt is no UTF-8, or has half of a surrogate pair: {prompt[:60]!a}")
     tokens = engine.vocabulary.encode(prompt) or [engine.vocabulary.eos_id]
     room = engine.model.context - len(tokens)
     if room < 1:
@@ -66,7 +75,7 @@ def request(engine: Engine, prompt: str) -> Request:
             f"a prompt has {len(tokens)} tokens, and the context is {engine.model.context}; "
             f"shorten it: {prompt[:60]!r}..."
         )
-    return Request(
+    found = Request(
         prompt=tuple(tokens),
         max_tokens=room if given.max_tokens is None else given.max_tokens,
         temperature=given.temperature,
@@ -76,15 +85,25 @@ def request(engine: Engine, prompt: str) -> Request:
         seed=given.seed,
         stop=tuple(given.stop),
     )
+    engine.check(found)
+    return found
 
 
 def prompts_in(file: Path) -> list[str]:
-    """Raises UserError where a line is no JSON string."""
+    """Raises UserError where it can not be read, has no line, or one that is no JSON string."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts={file} can not be read: {error}") from error
+    if not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise UserError(f"--prompts={file} is empty; put a JSON string in each line")
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"--prompts={file}, line {number} is no JSON: {error}") from error
         if not isinstance(value, str):
             raise UserError(f"--prompts={file}, line {number} is no string but {line[:60]}")
@@ -112,14 +131,21 @@ def answer(engine: Engine, prompt: str) -> None:
 
 
 def converse(engine: Engine, lines: Iterable[str]) -> None:
-    """Each line is a prompt of its own; what does not fit is said, and the next one is read."""
-    for line in lines:
-        try:
-            answer(engine, line.rstrip("\n"))
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-        if sys.stdin.isatty():
-            print("> ", end="", flush=True)
+    """Each line is a prompt of its own; what does not fit is said, and the next one is read, until
+    there is none (Ctrl-D) or Ctrl-C."""
+    sign = "> " if sys.stdin.isatty() else ""
+    if sign:
+        print("a prompt a line; Ctrl-D ends it")
+    print(sign, end="", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        for line in lines:
+            try:
+                answer(engine, line.rstrip("\n"))
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+            print(sign, end="", flush=True)
+    if sign:
+        print()
 
 
 def main() -> None:
@@ -132,15 +158,16 @@ def main() -> None:
         given.checkpoint, slots=slots, pieces=given.pieces, compute_dtype=given.compute_dtype
     )
     if given.interactive:
-        print("a prompt a line; the end of input (Ctrl-D) ends it\n> ", end="", flush=True)
-        converse(engine, sys.stdin)
+        # What is no UTF-8 is one prompt's error, not the end.
+        with open(
+            sys.stdin.fileno(), encoding="utf-8", errors="surrogateescape", closefd=False
+        ) as lines:
+            converse(engine, lines)
         return
-    if len(prompts) == 1:
+    if len(prompts) == 1 and not given.prompts:
         answer(engine, prompts[0])
         return
     requests = [request(engine, prompt) for prompt in prompts]
-    for one in requests:
-        engine.check(one)
     answers = in_order(engine, requests)
     for prompt, found in zip(prompts, tqdm(answers, total=len(prompts)), strict=True):
         print(json.dumps({"prompt": prompt, **found}, ensure_ascii=False), flush=True)
@@ -158,7 +185,7 @@ if __name__ == "__main__":
     flags.DEFINE_float("repetition_penalty", 1.0, "above 1: what was written is less likely")
     flags.DEFINE_integer("seed", 0, "of what is drawn")
     flags.DEFINE_multi_string("stop", [], "a text that ends the answer; can be given again")
-    flags.DEFINE_integer("slots", 16, "prompts that are answered at once", lower_bound=1)
+    flags.DEFINE_integer("slots", 16, "prompts that are answered at once", 1, SLOTS)
     flags.DEFINE_integer("pieces", None, "of a layer, on as many devices; not given is the most")
     flags.DEFINE_enum("compute_dtype", None, ["float32", "bfloat16"], "not given: the model's")
     entry.run(main)

@@ -22,7 +22,7 @@ from absl import flags
 
 from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.sample import open_engine
+from biomedlm_jax.sample import SLOTS, open_engine
 from biomedlm_jax.serving import guard
 from biomedlm_jax.serving.app import Patience
 from biomedlm_jax.serving.server import Server
@@ -31,7 +31,9 @@ TOKEN_VARIABLE = "BIOMEDLM_TOKEN"
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that has its address and does not listen yet.
+    """A socket that listens; who connects is answered once the server runs.
+
+    Listening comes at once: until then another process can have the same address too.
 
     port: 0 takes a free one.
 
@@ -45,6 +47,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((address, port))
+        listener.listen()
     except OSError as error:
         listener.close()
         raise UserError(f"--host={host} --port={port}: {error.strerror}; name others") from error
@@ -108,7 +111,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("token_file", None, f"holds the token; or {TOKEN_VARIABLE} does")
     flags.DEFINE_integer("pieces", None, "of a layer, on as many devices; not given is the most")
     flags.DEFINE_enum("compute_dtype", None, ["float32", "bfloat16"], "not given: the model's")
-    flags.DEFINE_integer("slots", 8, "completions that are written at the same time", 1, 4096)
+    flags.DEFINE_integer("slots", 8, "completions that are written at the same time", 1, SLOTS)
     flags.DEFINE_integer("queue", 256, "requests that may wait for a slot; more get 429", 1)
     flags.DEFINE_float("grace", 30, "seconds that requests have to finish at the end", 0)
     entry.run(main)

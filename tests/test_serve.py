@@ -225,6 +225,7 @@ generate.Engine.step = failing
     assert "FloatingPointError: the device is gone" in process.errors
 
 
+@pytest.mark.slow
 def test_other_addresses_need_a_token(start, tmp_path):
     file = tmp_path / "token"
     file.write_text(TOKEN + "\n")
@@ -293,6 +294,22 @@ def test_a_port_that_is_taken_is_named():
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"--host=127.0.0.1 --port={port}: Address already"):
             serve.bind("127.0.0.1", port)
+
+
+def test_a_port_of_a_server_that_is_still_loading_is_taken():
+    with serve.bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(UserError, match=rf"--port={port}: Address already in use; name others"):
+            serve.bind("127.0.0.1", port)
+
+
+def test_a_port_is_free_again_at_once():
+    """Also where connections that were closed from this side are remembered by the system."""
+    with serve.bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            first.accept()[0].close()
+    serve.bind("127.0.0.1", port).close()
 
 
 def test_the_other_loopback_address(monkeypatch):

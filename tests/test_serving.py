@@ -247,7 +247,10 @@ def test_a_token_is_asked_for(make_engine):
         assert server.ask("POST", "/v1/completions", body, Host="llm.example", **key)[0] == 200
         foreign = server.ask("POST", "/v1/completions", body, Origin="http://evil.example", **key)
         assert foreign[0] == 403
-        assert server.ask("GET", "/health")[0] == 200
+        for given in ({}, {"Authorization": f"Bearer {TOKEN}x"}):
+            assert server.ask("GET", "/health", **given) == (200, {"status": "ok"})
+        status, body = server.ask("GET", "/health", **key)
+        assert (status, body) == (200, {"status": "ok", "slots": 4, "running": 0, "waiting": 0})
         assert server.raw("GET", "/")[0] == 200
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from biomedlm_jax import generate
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from biomedlm_jax.serving import asked
 from biomedlm_jax.serving.answers import Refused
@@ -73,12 +74,17 @@ def test_prompts_are_text_or_ids(prompt, rows, words):
         (dict(n=129), "n", "from 1 to 128"),
         (dict(n=128, prompt=["a"] * 5), "n", "640 completions"),
         (dict(prompt=["a"] * 513), "prompt", "513 completions"),
-        (dict(temperature=2.1), "temperature", "0 to 2"),
-        (dict(temperature=-0.1), "temperature", "0 to 2"),
-        (dict(top_p=0), "top_p", "above 0"),
-        (dict(top_k=-1), "top_k", "at least 0"),
-        (dict(repetition_penalty=0), "repetition_penalty", "above 0"),
-        (dict(repetition_penalty=10**400), "repetition_penalty", "above 0"),
+        (dict(temperature=100.1), "temperature", "1e-6 to 100"),
+        (dict(temperature=-0.1), "temperature", "1e-6 to 100"),
+        (dict(temperature=1e-37), "temperature", "is 1e-37; it has to be 0, or a number from 1e-6"),
+        (dict(top_p=0), "top_p", "1e-6 to 1"),
+        (dict(top_p=1e-40), "top_p", "is 1e-40; it has to be a number from 1e-6 to 1"),
+        (dict(top_p=1.1), "top_p", "1e-6 to 1"),
+        (dict(top_k=-1), "top_k", "is -1; it has to be an integer from 0"),
+        (dict(top_k=2**31), "top_k", "is 2147483648; it has to be an integer from 0 to 2147483647"),
+        (dict(repetition_penalty=0), "repetition_penalty", "0.01 to 100"),
+        (dict(repetition_penalty=1e-40), "repetition_penalty", "is 1e-40; it has to be a number"),
+        (dict(repetition_penalty=10**400), "repetition_penalty", "0.01 to 100"),
         (dict(seed=2**32), "seed", "from 0 to 4294967295"),
         (dict(seed=-1), "seed", "is -1"),
         (dict(stop=["a"] * 5), "stop", "at most 4"),
@@ -153,6 +159,48 @@ def test_any_body_is_parsed_or_refused(words, fields, valid):
     with contextlib.suppress(Refused):
         requests = asked.requests(asked.parse(body), TINY.model, words)
         assert all(r.prompt and 0 <= r.seed < 2**32 for r in requests)
+
+
+NUMBERS = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "max_tokens", "n")
+EDGES = (0, 1, 31, 100, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**64, 1e39, 0.01, 1e-6, 1e-37, 1e-40)
+numbers = st.sampled_from(EDGES) | st.integers() | st.floats()
+
+
+def refused_or_answered(engine, **fields):
+    with contextlib.suppress(Refused):
+        for request in asked.requests(parsed(**fields), engine.model, engine.vocabulary):
+            handle = engine.add(request)
+            try:
+                assert all(0 <= token < 300 for piece in engine.step() for token in piece.tokens)
+            finally:
+                engine.cancel(handle)
+
+
+@given(st.dictionaries(st.sampled_from(NUMBERS), numbers, min_size=1, max_size=3))
+def test_an_engine_can_do_what_is_accepted(make_engine, fields):
+    refused_or_answered(make_engine(), **fields)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_an_engine_can_do_what_is_at_an_edge(make_engine, name):
+    for value in EDGES:
+        refused_or_answered(make_engine(), **{name: value})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(temperature=1e-6, top_p=1e-6, top_k=2**31 - 1, repetition_penalty=0.01),
+        dict(temperature=1e-6, repetition_penalty=100),
+        dict(temperature=100, top_p=1, top_k=1, seed=2**32 - 1),
+        dict(temperature=0, repetition_penalty=0.01, top_p=1e-6),
+    ],
+)
+def test_the_last_values_that_are_allowed_are_answered(make_engine, settings):
+    engine = make_engine()
+    found = asked.requests(parsed(**settings), engine.model, engine.vocabulary)
+    (completion,) = generate.generate(engine, found)
+    assert completion.tokens or completion.finish == "stop"
 
 
 def test_how_long_a_prompt_is_and_what_fits(words):

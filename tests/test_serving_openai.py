@@ -45,7 +45,7 @@ def test_completions(client):
         (dict(model="gpt-3.5"), openai.NotFoundError, "model"),
         (dict(logprobs=2), openai.BadRequestError, "logprobs"),
         (dict(max_tokens=99), openai.BadRequestError, "max_tokens"),
-        (dict(temperature=9), openai.BadRequestError, "temperature"),
+        (dict(temperature=101), openai.BadRequestError, "temperature"),
     ],
 )
 def test_errors_are_the_client_s(client, changed, error, param):

@@ -146,7 +146,7 @@ def test_markup_of_a_text_stays_text(server, page):
     ("field", "value", "words"),
     [
         ("max_tokens", "nine", "max_tokens is a string"),
-        ("temperature", "3", "temperature is 3"),
+        ("temperature", "101", "temperature is 101"),
         ("max_tokens", "400", "max_tokens=400 is too many"),
         ("prompt", "", "prompt is empty"),
     ],

@@ -65,14 +65,13 @@ class _Pages:
             body=self._page, headers=headers, content_type="text/html", charset="utf-8"
         )
 
-    async def health(self, _: web.Request) -> web.Response:
-        ends = self._worker.stopping or self._worker.failed.done()
-        body = {
-            "status": "ending" if ends else "ok",
-            "slots": self._worker.engine.slots,
-            "running": self._worker.running,
-            "waiting": self._worker.waiting,
-        }
+    async def health(self, request: web.Request) -> web.Response:
+        worker = self._worker
+        ends = worker.stopping or worker.failed.done()
+        body: dict[str, Any] = {"status": "ending" if ends else "ok"}
+        if request[guard.KNOWN]:
+            counts = {"running": worker.running, "waiting": worker.waiting}
+            body |= {"slots": worker.engine.slots, **counts}
         return _json(body, 503 if ends else 200)
 
     async def models(self, _: web.Request) -> web.Response:

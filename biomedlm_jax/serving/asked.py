@@ -24,6 +24,7 @@ BODY = 2**21  # bytes of a request's body
 CHOICES = 512  # prompts x n of one request
 STOPS, STOP_LENGTH = 4, 256  # stop strings, and characters of one
 SEEDS = 2**32
+TOP_K = 2**31 - 1  # of an int32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -262,10 +263,11 @@ _READ: dict[str, Callable[[str, Any], Any]] = {
     "model": _string,
     "max_tokens": _integer(1),
     "n": _integer(1, 128),
-    "temperature": _number("a number from 0 to 2", lambda value: 0 <= value <= 2),
-    "top_p": _number("a number above 0, at most 1", lambda value: 0 < value <= 1),
-    "top_k": _integer(0),
-    "repetition_penalty": _number("a number above 0, at most 100", lambda value: 0 < value <= 100),
+    # Of float32, which smaller ones overflow, or vanish in.
+    "temperature": _number("0, or a number from 1e-6 to 100", lambda x: x == 0 or 1e-6 <= x <= 100),
+    "top_p": _number("a number from 1e-6 to 1", lambda x: 1e-6 <= x <= 1),
+    "top_k": _integer(0, TOP_K),
+    "repetition_penalty": _number("a number from 0.01 to 100", lambda x: 0.01 <= x <= 100),
     "seed": _integer(0, SEEDS - 1),
     "stop": _stop,
     "echo": _boolean,

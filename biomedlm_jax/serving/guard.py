@@ -22,7 +22,8 @@ from biomedlm_jax.serving.answers import Refused
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 TOKEN_LENGTH = 16  # characters, at least
-OPEN = ("/", "/health")  # paths that need no token: they tell nothing
+OPEN = ("/", "/health")  # paths that need no token; to those who lack it they tell nothing
+KNOWN = web.RequestKey("known", bool)  # whether who asks may be told everything
 TOKENS = web.RequestKey("tokens", tuple)  # of the prompts and of what was written, for the log
 END = web.RequestKey("end", str)  # how a stream ended, where its status does not tell
 LOG = logging.getLogger("biomedlm_jax.serve")
@@ -94,20 +95,23 @@ def asker(token: str | None) -> Callable[[web.Request, Handler], Awaitable[web.S
                 "page and programs, which send no Origin header",
                 code="foreign_origin",
             )
-        if token is not None and request.path not in OPEN:
-            given = request.headers.get("Authorization", "")
-            kind, _, rest = given.partition(" ")
-            found = rest.strip().encode("utf-8", "surrogateescape")
-            if not (hmac.compare_digest(found, token.encode()) and kind.lower() == "bearer"):
-                raise Refused(
-                    401,
-                    "the token is missing or wrong; send the header Authorization: Bearer TOKEN",
-                    code="invalid_api_key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
+        request[KNOWN] = token is None or _has(request, token)
+        if not request[KNOWN] and request.path not in OPEN:
+            raise Refused(
+                401,
+                "the token is missing or wrong; send the header Authorization: Bearer TOKEN",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
         return await handler(request)
 
     return check
+
+
+def _has(request: web.Request, token: str) -> bool:
+    kind, _, rest = request.headers.get("Authorization", "").partition(" ")
+    found = rest.strip().encode("utf-8", "surrogateescape")
+    return hmac.compare_digest(found, token.encode()) and kind.lower() == "bearer"
 
 
 def _own_name(host: str) -> bool:

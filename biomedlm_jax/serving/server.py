@@ -18,7 +18,7 @@ class Server:
     """`run` is all of it; `end`, called in its loop, ends it.
 
     name: of the model, as clients give it.
-    listener: bound to an address.
+    listener: bound to an address; may listen already.
     token: that clients have to know; None serves this machine alone.
     queue: requests that may wait for a slot.
     grace: seconds that running requests have at the end.
