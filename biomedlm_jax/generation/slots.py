@@ -134,17 +134,17 @@ class Programs:
 
     def _with_rows(self, state: State, rows: State, slot: Int[Array, "B"]) -> State:
         """slot: among those of the group; one that does not exist is for a group without a row."""
-        heads = len(rows.cache.keys[0]) // len(slot)
+        (at,) = slot  # of this device's group
+        slots = len(state.position)
 
         def put(old: Array, new: Array) -> Array:
-            return old.at[slot].set(new, mode="drop")
+            first = jnp.minimum(at, slots - 1) * len(new)
+            kept = jax.lax.dynamic_slice_in_dim(old, first, len(new))
+            new = jnp.where(at < slots, new, kept)
+            return jax.lax.dynamic_update_slice_in_dim(old, new, first, 0)
 
-        def put_places(old: Array, new: Array) -> Array:
-            old_BNSH, new_BNSH = (x.reshape(-1, heads, *x.shape[1:]) for x in (old, new))
-            return put(old_BNSH, new_BNSH).reshape(old.shape)
-
-        cache = jax.tree.map(put_places, state.cache, _longer(rows.cache, state.length))
-        return State(cache, *jax.tree.map(put, state[1:], rows[1:]))
+        rows = rows._replace(cache=_longer(rows.cache, state.length))
+        return jax.tree.map(put, state, rows)
 
     def _token(self, weights: decode.Weights, state: State) -> tuple[State, Int[Array, "B"]]:
         """(the state one token later, that token of each slot)."""
