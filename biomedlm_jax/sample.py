@@ -186,6 +186,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seed", 0, "of what is drawn")
     flags.DEFINE_multi_string("stop", [], "a text that ends the answer; can be given again")
     flags.DEFINE_integer("slots", 16, "prompts that are answered at once", 1, SLOTS)
-    flags.DEFINE_integer("pieces", None, "of a layer, on as many devices; not given is the most")
+    flags.DEFINE_integer("pieces", None, "of a layer, on as many devices; not given: all, on CPU 1")
     flags.DEFINE_enum("compute_dtype", None, ["float32", "bfloat16"], "not given: the model's")
     entry.run(main)
