@@ -1,6 +1,6 @@
 """What a run keeps: its settings, and saves of the device state with the place in the data.
 
-WORKDIR/config.json              the settings, for refusing a run with others
+WORKDIR/config.json              the settings, for refusing a run with others (`claim.py`)
         vocabulary/              the vocabulary that the tokens belong to
         checkpoints/<step>/      state and position, together or not at all (orbax)
         damaged/<step>/          what was found to be no whole save; nothing reads it
@@ -10,9 +10,7 @@ that whatever became of the files, a state that is restored is the state that wa
 """
 
 import contextlib
-import dataclasses
 import itertools
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,9 +29,9 @@ from orbax.checkpoint.checkpoint_managers import (
 from biomedlm_jax import hosts
 from biomedlm_jax.arrays import Arrays
 from biomedlm_jax.checksums import checksums
-from biomedlm_jax.config import Experiment, build, differences
-from biomedlm_jax.entry import UserError, in_cloud
-from biomedlm_jax.lock import FILE, LEASE
+from biomedlm_jax.claim import claim, read_claim
+from biomedlm_jax.config import Experiment
+from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.saves import (
     POSITION,
@@ -44,6 +42,7 @@ from biomedlm_jax.saves import (
     check_room,
     damage,
     differing,
+    first_sees,
     folder_of,
     move,
     none_whole,
@@ -74,10 +73,17 @@ class Checkpoints:
       UserError: `workdir` holds a run with other settings; the message lists them.
     """
 
-    def __init__(self, workdir: epath.PathLike, experiment: Experiment, store: TokenStore):
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        experiment: Experiment,
+        store: TokenStore,
+        weights: dict[str, Any] | None = None,
+    ):
+        """weights: what a run that begins found at config.start; see `claim`."""
         self.workdir, self.experiment = absolute(workdir), experiment
         self.stalled, self.damaged = 0.0, list[dict[str, Any]]()
-        self._on_primary(lambda: claim(self.workdir, experiment, store))
+        self._on_primary(lambda: claim(self.workdir, experiment, store, weights))
         kept: list[PreservationPolicy] = [LatestN(experiment.run.keep)]
         if experiment.run.keep_every:
             kept.append(EveryNSteps(experiment.run.keep_every))
@@ -118,8 +124,7 @@ class Checkpoints:
             does not answer.
         """
         wait = self.experiment.run.wait_seconds
-        seen = hosts.gather(_name("steps"), json.dumps(steps_in(self.workdir)), wait)
-        steps, passed = json.loads(seen[0]), dict[int, str]()
+        steps, passed = first_sees(self.workdir, wait), dict[int, str]()
         for step in steps:
             state, reason = self._read(step, mesh)
             if state is not None:
@@ -260,99 +265,6 @@ class Checkpoints:
                 "there are whole. See that --workdir is there and can be written, remove the cause "
                 f"and give the same command again: {reason}"
             ) from error
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Claim:
-    """What WORKDIR/config.json says: whose folder it is."""
-
-    experiment: Experiment
-    vocabulary_sha256: str
-    tokens_sha256: str  # of the training split
-
-    def check(self, workdir: epath.PathLike, store: TokenStore) -> None:
-        """Raises UserError where `store` is not the training split that the run began with."""
-        for name, ours, theirs in [
-            ("vocabulary", self.vocabulary_sha256, store.vocabulary_sha256),
-            ("tokens", self.tokens_sha256, store.sha256),
-        ]:
-            if ours != theirs:
-                raise UserError(
-                    f"config.data.store={store.path} does not have the {name} of the run in "
-                    f"{workdir}; use its store, or another --workdir"
-                )
-
-
-def claim(workdir: epath.PathLike, experiment: Experiment, store: TokenStore) -> None:
-    """Makes `workdir` the folder of this experiment, or finds that it is.
-
-    Raises:
-      UserError: it belongs to an experiment with other settings or another store, or to nobody
-        knows whom.
-    """
-    if store.vocab_size != experiment.model.vocab:
-        raise UserError(
-            f"config.model.vocab={experiment.model.vocab}, but the vocabulary of config.data.store="
-            f"{store.path} has {store.vocab_size} tokens; set one to the other"
-        )
-    ours = Claim(
-        experiment=experiment,
-        vocabulary_sha256=store.vocabulary_sha256,
-        tokens_sha256=store.sha256,
-    )
-    workdir = epath.Path(workdir)
-    file = workdir / "config.json"
-    if file.exists():
-        before = read_claim(workdir)
-        if changed := differences(experiment, before.experiment):
-            raise UserError(
-                f"--workdir={workdir} belongs to a run with other settings:\n  "
-                + "\n  ".join(changed)
-                + "\nuse another --workdir, or the settings of that run"
-            )
-        before.check(workdir, store)
-        if ours == before:
-            return
-    elif found := sorted(
-        {entry.name for entry in (workdir.iterdir() if workdir.exists() else ())}
-        - {"vocabulary", "config.partial", FILE, LEASE}
-    ):
-        raise UserError(  # those are what an interrupted start leaves
-            f"--workdir={workdir} has {', '.join(found[:3])} but no config.json, so it is no run's "
-            "folder; name a new one"
-        )
-    (workdir / "vocabulary").mkdir(parents=True, exist_ok=True)
-    vocabulary = workdir / "vocabulary" / store.vocabulary_path.name
-    vocabulary.write_bytes(store.vocabulary_path.read_bytes())
-    text = json.dumps(dataclasses.asdict(ours), indent=2) + "\n"
-    if in_cloud(workdir):  # where nothing has a name before it is whole
-        file.write_text(text)
-    else:
-        partial = workdir / "config.partial"
-        partial.write_text(text)
-        partial.replace(file)
-
-
-def read_claim(workdir: epath.PathLike) -> Claim:
-    """Of the run in `workdir`.
-
-    Raises:
-      UserError: there is none.
-    """
-    workdir = epath.Path(workdir)
-    file = workdir / "config.json"
-    if not file.is_file():
-        raise UserError(
-            f"{workdir} is no folder of a run: {file} is missing; name the --workdir of a training "
-            "run, not a folder inside it"
-        )
-    try:
-        return build(Claim, json.loads(file.read_text()), str(file))
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{file} is not what a run of this version writes, so {workdir} is no --workdir: "
-            f"{error}"
-        ) from error
 
 
 def scored(workdir: epath.PathLike, experiment: Experiment, step: int) -> Arrays:

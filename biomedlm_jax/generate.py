@@ -5,14 +5,13 @@ free is taken by the next, whatever the others are at.
     for completion in generate(engine, [Request(...), ...]): ...
 
 Two large programs are compiled, for a prompt and for one more token of all slots, each once for
-every length of `slots.lengths`. What a request gets is a function of the request, of the
-weights and of the mesh: prompts go through the model alone on their devices, a token's row knows
-nothing of other rows.
+every length of `slots.lengths`. What a request gets is a function of the request, the weights, the
+mesh and the number of slots: prompts go through the model alone on their devices, and a token's
+row knows nothing of other rows.
 """
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
@@ -27,6 +26,13 @@ from biomedlm_jax.generation.writing import Finish, Writing
 from biomedlm_jax.model import decode
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 
+# Beyond these float32 knows no difference, or none that is good for anything.
+LIMITS = {
+    "temperature": (0.0, 100.0),
+    "top_p": (1e-6, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
@@ -34,8 +40,8 @@ class Request:
     max_tokens: int  # with the prompt, at most the context
     temperature: float  # 0 is greedy
     top_k: int  # 0 is all
-    top_p: float  # in (0, 1]; 1 is all
-    repetition_penalty: float  # positive; 1 is none
+    top_p: float  # 1 is all
+    repetition_penalty: float  # 1 is none
     seed: int  # of 32 bits
     stop: tuple[str, ...]  # texts that end it, and are not in it
 
@@ -105,17 +111,13 @@ class Engine:
             f"the {context} of the context; with this prompt at most {context - len(prompt)} fit": (
                 len(prompt) + request.max_tokens > context
             ),
-            f"temperature={request.temperature} is not a number from 0": not (
-                0 <= request.temperature < math.inf
-            ),
-            f"top_k={request.top_k} is negative": request.top_k < 0,
-            f"top_p={request.top_p} is not in (0, 1]": not 0 < request.top_p <= 1,
-            f"repetition_penalty={request.repetition_penalty} is not positive": not (
-                0 < request.repetition_penalty < math.inf
-            ),
+            f"top_k={request.top_k} is not in [0, 2**31)": not 0 <= request.top_k < 2**31,
             f"seed={request.seed} is not in [0, 2**32)": not 0 <= request.seed < 2**32,
             "a stop text is empty": "" in request.stop,
         }
+        for name, (least, most) in LIMITS.items():
+            value = getattr(request, name)
+            wrong[f"{name}={value} is not in [{least}, {most}]"] = not least <= value <= most
         if found := [sentence for sentence, applies in wrong.items() if applies]:
             raise UserError("; ".join(found))
 
@@ -209,15 +211,18 @@ def stream(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, P
     The engine runs no other requests meanwhile."""
     coming = enumerate(requests)
     running: dict[int, int] = {}
-    while True:
-        for number, request in itertools.islice(coming, engine.free):
-            running[engine.add(request)] = number
-        if not running:
-            return
-        for piece in engine.step():
-            yield running[piece.request], piece
-            if piece.finish:
-                del running[piece.request]
+    try:
+        while True:
+            for number, request in itertools.islice(coming, engine.free):
+                running[engine.add(request)] = number
+            if not running:
+                return
+            for piece in engine.step():
+                number = running.pop(piece.request) if piece.finish else running[piece.request]
+                yield number, piece
+    finally:  # also where nobody wants the rest
+        for handle in running:
+            engine.cancel(handle)
 
 
 def generate(engine: Engine, requests: Sequence[Request]) -> list[Completion]:

@@ -19,8 +19,9 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from biomedlm_jax import checkpoint, entry, start, step
+from biomedlm_jax import entry, start, step
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.claim import read_claim
 from biomedlm_jax.config import Experiment
 from biomedlm_jax.config import Mesh as MeshConfig
 from biomedlm_jax.entry import UserError
@@ -168,7 +169,7 @@ def xz_bits_per_byte(documents: list[str]) -> float:
 
 
 def main(workdir: epath.PathLike, moved: str | None = None) -> None:
-    claim = checkpoint.read_claim(workdir)
+    claim = read_claim(workdir)
     path = moved or claim.experiment.data.store
     if not epath.Path(path).is_dir():
         raise UserError(

@@ -126,8 +126,8 @@ def for_generation(model: Model, pieces: int | None = None) -> jax.sharding.Mesh
     """All devices that are here, a layer computed in `pieces` and the rest with copies, which take
     requests of their own. So each device reads as little of the weights for a token as can be.
 
-    pieces: None is as many as divide both the model and the devices. CPU devices are made up, one
-      for each core at most, and hold one copy.
+    pieces: None is as many as divide both the model and the devices. CPU devices are made up, hold
+      one copy, and None is one: a single one has all cores for its products.
 
     Raises:
       UserError: `pieces` does not divide the model or the devices.
@@ -135,16 +135,17 @@ def for_generation(model: Model, pieces: int | None = None) -> jax.sharding.Mesh
     split = math.gcd(model.heads, model.mlp, model.padded_vocab)
     on_cpu = jax.default_backend() == "cpu"
     here = len(os.sched_getaffinity(0)) if on_cpu else len(jax.devices())
-    chosen = math.gcd(split, here) if pieces is None else pieces
-    if chosen < 1 or split % chosen or (here % chosen and not on_cpu):
+    if pieces is None:
+        pieces = 1 if on_cpu else math.gcd(split, here)
+    if pieces < 1 or split % pieces or (here % pieces and not on_cpu):
         fits = [n for n in range(1, here + 1) if split % n == 0 and (on_cpu or here % n == 0)]
         raise UserError(
-            f"--pieces={chosen} does not divide config.model.heads={model.heads}, "
+            f"--pieces={pieces} does not divide config.model.heads={model.heads}, "
             f"config.model.mlp={model.mlp}, the padded vocabulary of {model.padded_vocab} and the "
             f"{here} devices; {', '.join(map(str, fits))} would"
         )
-    devices = _present(chosen)[: chosen if on_cpu else None]
-    axes = {"data": len(devices) // chosen, "fsdp": 1, "model": chosen, "context": 1}
+    devices = _present(pieces)[: pieces if on_cpu else None]
+    axes = {"data": len(devices) // pieces, "fsdp": 1, "model": pieces, "context": 1}
     types = (AxisType.Auto,) * len(axes)
     return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=devices)
 

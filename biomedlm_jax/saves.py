@@ -18,6 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from biomedlm_jax import hosts
 from biomedlm_jax.entry import UserError, in_cloud
 
 STATE, POSITION = "state", "position"  # the parts of a save
@@ -113,6 +114,11 @@ def steps_in(workdir: epath.Path) -> list[int]:
     """Of the saves that were finished, newest first."""
     names = ocp.path.step.standard_name_format()
     return sorted((found.step for found in names.find_all(folder_of(workdir))), reverse=True)
+
+
+def first_sees(workdir: epath.Path, wait_seconds: int) -> list[int]:
+    """`steps_in` as process 0 has it, on every process: all have to choose the same save."""
+    return json.loads(hosts.gather("steps", json.dumps(steps_in(workdir)), wait_seconds)[0])
 
 
 def check_room(workdir: epath.Path, state: Any) -> None:

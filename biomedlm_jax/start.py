@@ -7,7 +7,6 @@ and of a Hugging Face folder of others, that every number is finite.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import shutil
@@ -15,6 +14,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,6 +27,7 @@ from jax.sharding import Mesh, NamedSharding
 from biomedlm_jax import checkpoint, hosts
 from biomedlm_jax.arrays import Arrays
 from biomedlm_jax.checksums import checksums
+from biomedlm_jax.claim import read_claim
 from biomedlm_jax.config import Experiment, Model, build
 from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.hf import read, tokenizer
@@ -38,9 +39,9 @@ from biomedlm_jax.saves import (
     DamagedError,
     absolute,
     differing,
+    first_sees,
     nothing_whole,
     passed_over,
-    steps_in,
 )
 
 PREFIX = "hf:"  # before a folder that has to be Hugging Face's
@@ -102,6 +103,7 @@ class Source:
     arrays: Arrays | Foreign
     _others: list[int] = dataclasses.field(default_factory=list)  # older saves
     _passed: dict[int, str] = dataclasses.field(default_factory=dict)
+    _wait_seconds: int = 600
 
     def whole(self, act: Callable[[], T]) -> T:
         """act() with the newest save that act finds whole; damaged ones are named on stderr.
@@ -128,8 +130,9 @@ class Source:
         assert self.experiment is not None
         while self._others:
             self.step = self._others.pop(0)
+            opened = partial(checkpoint.scored, self.place, self.experiment, self.step)
             try:
-                self.arrays = checkpoint.scored(self.place, self.experiment, self.step)
+                self.arrays = _together("position", opened, self._wait_seconds)
             except DamagedError as error:
                 print(passed_over(self.step, error), file=sys.stderr)
                 self._passed[self.step] = str(error)
@@ -140,11 +143,12 @@ class Source:
         raise UserError(nothing_whole(self.place, every, self._passed))
 
 
-def find(place: str | epath.Path, dropout: float | None = None) -> Source:
+def find(place: str | epath.Path, dropout: float | None = None, wait_seconds: int = 600) -> Source:
     """What is in a folder: a run's --workdir (also on gs://), what `hf/load.py` wrote, or Hugging
     Face's, which may be written hf:DIR.
 
     dropout: of a Hugging Face folder, in place of its own.
+    wait_seconds: for the other processes, all of which call it where there are several.
 
     Raises:
       UserError: none of these, one that is not whole, or one that this model does not compute.
@@ -155,7 +159,7 @@ def find(place: str | epath.Path, dropout: float | None = None) -> Source:
     if dropout is not None and kind != "hugging_face":
         raise UserError(f"--dropout is for a Hugging Face folder, and {folder} is none")
     if kind == "run":
-        return _run(folder)
+        return _run(folder, wait_seconds)
     if kind == "imported":
         return _imported(folder)
     return _hugging_face(folder, dropout)
@@ -180,6 +184,14 @@ def params(source: Source, mesh: Mesh, wait_seconds: int = 600) -> dict:
     return source.whole(act)
 
 
+def weights(source: Source, params: dict) -> dict[str, Any]:
+    """By what a run knows what it began with: what the source is, the step of its save, and a
+    sha256 over the checksums of what `params` read there. Every process of a mesh calls it."""
+    sums = json.dumps(checksums({PARAMS: params}), sort_keys=True)
+    sha256 = hashlib.sha256(sums.encode()).hexdigest()
+    return {"what": source.what, "save": source.step, "sha256": sha256}
+
+
 def of_run(experiment: Experiment, store: TokenStore) -> Source:
     """What config.start names, held against the settings and the tokens of the run.
 
@@ -187,7 +199,7 @@ def of_run(experiment: Experiment, store: TokenStore) -> Source:
       UserError: see `find`; or a model that computes something else, or a vocabulary that gives
         other ids, with all differences.
     """
-    source = find(experiment.start)
+    source = find(experiment.start, wait_seconds=experiment.run.wait_seconds)
     name = f"config.start={experiment.start}"
     ours, theirs = function(experiment.model), function(source.model)
     if wrong := [
@@ -218,6 +230,19 @@ def function(model: Model) -> dict[str, Any]:
 def same_encoding(ours: Vocabulary, theirs: Vocabulary) -> bool:
     """Whether they give the same ids for any text, however their files are written."""
     return ours.sha256 == theirs.sha256 or ours.rules() == theirs.rules()
+
+
+def receipt(folder: Path) -> dict[str, dict]:
+    """The checksums of arrays and the digests of files in a folder's receipt.json; none where
+    there is no such file."""
+    found = read.read_json(folder / RECEIPT) if (folder / RECEIPT).is_file() else {}
+    said = {name: found.get(name, {}) for name in ("checksums", "files")}
+    if wrong := [name for name, value in said.items() if not isinstance(value, dict)]:
+        raise UserError(
+            f"{folder / RECEIPT} is not what hf.save writes, for {' and '.join(wrong)} is no object"
+            "; copy it again, or remove it"
+        )
+    return said
 
 
 def _together(name: str, act: Callable[[], T], wait_seconds: int) -> T:
@@ -254,8 +279,8 @@ def _kind(folder: epath.Path) -> Literal["run", "imported", "hugging_face"]:
     return "run" if ours else "hugging_face"
 
 
-def _run(workdir: epath.Path) -> Source:
-    claim = checkpoint.read_claim(workdir)
+def _run(workdir: epath.Path, wait_seconds: int) -> Source:
+    claim = read_claim(workdir)
     if not (workdir / "vocabulary").is_dir():
         raise UserError(f"{workdir}/vocabulary is missing; copy it from the run's store")
     vocabulary = Vocabulary(workdir / "vocabulary")
@@ -279,7 +304,8 @@ def _run(workdir: epath.Path) -> Source:
         claim.experiment,
         facts,
         Arrays(workdir, "", {}, {}),  # until the next line
-        steps_in(workdir),
+        first_sees(workdir, wait_seconds),
+        _wait_seconds=wait_seconds,
     )
     source._open_next()
     return source
@@ -289,8 +315,12 @@ def _imported(folder: epath.Path) -> Source:
     file = folder / IMPORTED
     try:
         found = json.loads(file.read_text())
-        model = build(Model, found["model"], str(file))
+        model = build(Model, dict(found["model"]), str(file))
         eos_id, sums, facts = found["eos_id"], found["checksums"], found["source"]
+        if not isinstance(sums, dict) or not isinstance(facts, dict):
+            raise TypeError("checksums and source are no objects")
+        if type(eos_id) not in (int, type(None)):
+            raise TypeError(f"eos_id={eos_id!r} is no id")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{file} is not what this version of hf.load writes: {error}; load it again"
@@ -301,7 +331,9 @@ def _imported(folder: epath.Path) -> Source:
         if opened.sha256 != found.get("vocabulary_sha256"):
             raise UserError(f"{opened.path} is not the file that was loaded; load it again")
         vocabulary = opened.path
-    like = jax.eval_shape(functools.partial(gpt.init, model), jax.random.key(0))
+    elif found.get("vocabulary_sha256") is not None:
+        raise UserError(f"{folder}/vocabulary is missing; load it again")
+    like = jax.eval_shape(partial(gpt.init, model), jax.random.key(0))
     arrays = Arrays(folder / PARAMS, PARAMS, like, sums)
     return Source(folder, "imported", model, vocabulary, eos_id, None, None, facts, arrays)
 
@@ -313,7 +345,12 @@ def _hugging_face(place: epath.Path, dropout: float | None) -> Source:
     if not path.is_dir():
         raise UserError(f"{path} is no folder; name a Hugging Face folder")
     folder = read.Folder(path, dropout)
-    scratch = Path(tempfile.mkdtemp(prefix="vocabulary-"))
+
+    def scratch() -> Path:  # for as long as the weights can be read
+        made = Path(tempfile.mkdtemp(prefix="vocabulary-"))
+        weakref.finalize(folder, shutil.rmtree, made, ignore_errors=True)
+        return made
+
     vocabulary = tokenizer.found_in(path, scratch)
     eos_id = folder.settings.get("eos_token_id")
     if vocabulary is not None:
@@ -329,21 +366,16 @@ def _hugging_face(place: epath.Path, dropout: float | None) -> Source:
                 f"{opened.eos_id} in its tokenizer; correct one of them"
             )
         eos_id = opened.eos_id
-    sums = {}
-    if (path / RECEIPT).is_file():
-        sums = read.read_json(path / RECEIPT).get("checksums", {})
     facts = {
         "settings_sha256": _sha256(place / "config.json"),
         "vocabulary_sha256": Vocabulary(vocabulary).sha256 if vocabulary else None,
         "files": {file.name: file.stat().st_size for file in folder.files},
         "dtype": folder.dtype,
     }
-    arrays = Foreign(folder, sums)
-    source = Source(
+    arrays = Foreign(folder, receipt(path)["checksums"])
+    return Source(
         place, "hugging_face", folder.model, vocabulary, eos_id, None, None, facts, arrays
     )
-    weakref.finalize(source, shutil.rmtree, scratch, ignore_errors=True)
-    return source
 
 
 def _sha256(file: epath.Path) -> str:

@@ -5,6 +5,7 @@ import itertools
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 from etils import epath
@@ -23,7 +24,7 @@ from biomedlm_jax.lock import Lock
 from biomedlm_jax.metrics import Startup, Writer, plot, weights_and_biases
 from biomedlm_jax.pipeline.loader import Loader
 from biomedlm_jax.pipeline.store import TokenStore
-from biomedlm_jax.saves import absolute, steps_in
+from biomedlm_jax.saves import absolute, first_sees
 from biomedlm_jax.step import State
 from biomedlm_jax.watch import Preemption, Profiler, Watchdog
 
@@ -77,17 +78,22 @@ def fit(
         )
         held_out = TokenStore(experiment.data.store, "heldout") if run.eval_every else None
         evaluate = Evaluator(experiment, mesh, held_out, run.eval_batches) if held_out else None
-        source = None
-        if experiment.start and not steps_in(absolute(workdir)):
+        source, params, weights = None, None, dict[str, Any]()
+        if experiment.start and not first_sees(absolute(workdir), run.wait_seconds):
             source = start.of_run(experiment, store)
             hosts.agree({"config.start": str(source.facts)}, run.wait_seconds)
         lock = stack.enter_context(Lock(workdir)) if hosts.primary() else None
-        saves = stack.enter_context(closing(Checkpoints(workdir, experiment, store)))
+        if source is not None:  # before the folder is the run's, for they may be damaged
+            with watchdog.paused():  # may be terabytes, and hosts wait for each other with a limit
+                params = start.params(source, mesh, run.wait_seconds)
+            weights = start.weights(source, params)
+        saves = stack.enter_context(closing(Checkpoints(workdir, experiment, store, weights)))
         startup.done("devices and data")
 
         # ---- State: the newest save if there is one, else a fresh start --------------------
-        with watchdog.paused():  # may be terabytes, and hosts wait for each other with a limit
-            state = saves.latest(mesh) or started(experiment, mesh, source)
+        with watchdog.paused():  # as above
+            state = saves.latest(mesh) or started(experiment, mesh, params)
+        params = None  # they are the state's
         first = int(state.step)
         if profile_at is not None and not first < profile_at < run.steps:
             raise UserError(
@@ -98,6 +104,8 @@ def fit(
         unfinished = first < run.steps or not writer.ended
         if unfinished:
             writer.started(mesh)
+            if first == 0 and weights:
+                writer.event("weights", first, **weights)
         for damaged in saves.damaged:
             writer.event("damaged", **damaged)
         if hosts.primary():
@@ -213,11 +221,13 @@ def fit(
     return state
 
 
-def started(experiment: Experiment, mesh: jax.sharding.Mesh, source: start.Source | None) -> State:
-    """The state of step 0, each piece made, or read, where it is stored."""
+def started(experiment: Experiment, mesh: jax.sharding.Mesh, params: dict | None) -> State:
+    """The state of step 0, each piece made where it is stored.
+
+    params: of `start.params`, which are used up; None for random ones.
+    """
     shardings = steps.state_shardings(experiment, mesh)
-    if source is None:
+    if params is None:
         return jax.jit(lambda: steps.init(experiment), out_shardings=shardings)()
-    params = start.params(source, mesh, experiment.run.wait_seconds)
     begin = jax.jit(partial(steps.init, experiment), out_shardings=shardings, donate_argnums=0)
     return begin(params)

@@ -158,6 +158,13 @@ def test_a_kill_leaves_nothing_that_looks_whole(folder, tmp_path):
         (lambda x: x.pop("checksums"), "is not what this version of hf.load writes: 'checksums'"),
         (lambda x: x["model"].pop("layers"), "lacks layers"),
         (lambda x: x.update(vocabulary_sha256="0"), "is not the file that was loaded"),
+        (lambda x: x.update(source="hf"), "version .*: checksums and source are no"),
+        (
+            lambda x: x.update(checksums=[1]),
+            "version .*: checksums and source are no",
+        ),
+        (lambda x: x.update(model=None), "is not what this version of hf.load writes"),
+        (lambda x: x.update(eos_id="1"), "eos_id='1'"),
     ],
 )
 def test_a_record_that_was_changed(change, message, folder, tmp_path):
@@ -168,6 +175,23 @@ def test_a_record_that_was_changed(change, message, folder, tmp_path):
     file.write_text(json.dumps(about))
     with pytest.raises(UserError, match=message):
         start.find(tmp_path / "ours")
+
+
+def test_a_vocabulary_that_is_gone(folder, tmp_path):
+    load.load(str(folder), tmp_path / "ours")
+    shutil.rmtree(tmp_path / "ours/vocabulary")
+    with pytest.raises(UserError, match="ours/vocabulary is missing; load it again"):
+        start.find(tmp_path / "ours")
+
+
+@pytest.mark.parametrize("name", ["checksums", "files"])
+def test_a_receipt_of_another_form(name, folder, tmp_path):
+    place = shutil.copytree(folder, tmp_path / "hf")
+    about = json.loads((place / "receipt.json").read_text())
+    (place / "receipt.json").write_text(json.dumps(about | {name: ["x"]}))
+    with pytest.raises(UserError, match=f"is not what hf.save writes, for {name} is no object"):
+        load.load(str(place), tmp_path / "ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
 # ---- Tokenizers -------------------------------------------------------------------------------
@@ -224,6 +248,10 @@ def test_a_folder_without_a_tokenizer(gpt2, tmp_path):
         ({"merges.txt": None}, r"merges\.txt is missing"),
         ({"vocab.json": '{"a": 0}'}, r"are no vocabulary: "),
         ({"added_tokens.json": '{"<|pad|>": 50257}'}, r"adds tokens to its vocabulary: <\|pad\|>"),
+        *(
+            ({"tokenizer_config.json": f'{{"added_tokens_decoder": {x}}}'}, "has an added_tokens_d")
+            for x in ("[1]", '{"5": "x"}', '{"5": {}}')
+        ),
         ({"config.json": {"eos_token_id": 5}}, "eos_token_id=5, but the end of text is 50256"),
         ({"config.json": {"vocab_size": 50_300}}, "wte.weight has shape"),
         ({"tokenizer.json": "{}"}, "is no tokenizer file"),

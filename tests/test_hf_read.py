@@ -399,6 +399,13 @@ def test_a_folder_without_weights(plain):
         start.find(f"hf:{folder / 'none'}")
 
 
+def test_more_layers_than_tensors(plain):
+    folder, settings = plain
+    (folder / "config.json").write_text(json.dumps(settings | {"n_layer": 10**9}))
+    with pytest.raises(UserError, match=r"n_layer=1,000,000,000 layers, and there are 40 tensors"):
+        start.find(folder)
+
+
 class Malicious:
     """What a pickle does to whoever loads it as objects."""
 
@@ -443,6 +450,19 @@ def test_a_file_of_torch_that_is_no_weights(content, message, plain):
     else:
         torch.save(content, folder / read.TORCH)
     with pytest.raises(UserError, match=rf"pytorch_model\.bin {message}"):
+        start.find(folder)
+
+
+@pytest.mark.parametrize(
+    "what", ["tensors whose names are no text: 3", "sparse tensors: x; make them"]
+)
+def test_tensors_of_torch_that_are_none_of_ours(what, plain):
+    torch = pytest.importorskip("torch")
+    folder, _ = plain
+    (folder / read.SINGLE).unlink()
+    sparse = torch.eye(2).to_sparse_coo()
+    torch.save({3: torch.ones(2)} if "text" in what else {"x": sparse}, folder / read.TORCH)
+    with pytest.raises(UserError, match=rf"pytorch_model\.bin has {what}"):
         start.find(folder)
 
 

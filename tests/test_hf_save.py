@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -140,6 +141,7 @@ def test_the_receipt_is_true(run, tmp_path):
     assert receipt["source"]["step"] == 2
     assert receipt["parameters"] == TINY.model.parameters
     assert receipt["tensors"] == len(tensors(folder))
+    assert receipt["rounded_to_zero"] == 0
     assert receipt["vocabulary_padding_removed"] == 384 - 300
     assert receipt["checksums"] == checksums({"params": states[2]})
 
@@ -232,6 +234,15 @@ def test_numbers_that_can_not_leave_are_named(
     assert not (tmp_path / "hf").exists()
 
 
+def test_numbers_that_become_zero_are_counted(run, vocabulary, tmp_path):
+    params = in_memory(run[1])
+    params["positions"][0, :3] = [1e-8, -1e-9, 0.0]
+    for dtype, count in (("float16", 2), ("bfloat16", 0)):
+        save.save(params, TINY.model, vocabulary, tmp_path / dtype, extra={}, dtype=dtype)
+        receipt = json.loads((tmp_path / dtype / "receipt.json").read_text())
+        assert receipt["rounded_to_zero"] == count
+
+
 def test_padding_that_is_not_zero_is_refused(run, vocabulary, tmp_path):
     params = in_memory(run[1])
     params["tokens"]["table"][383, 0] = 1e-30
@@ -253,7 +264,43 @@ def test_what_is_written_is_read_back(part, run, vocabulary, tmp_path, monkeypat
     monkeypatch.setattr(write.Writer, "_out", changed_on_the_way)
     with pytest.raises(UserError, match=r"read back .* ln_f/bias\[0:64\] differs|no whole safe"):
         save.save(in_memory(run[1]), TINY.model, vocabulary, tmp_path / "hf", extra={})
-    assert not (tmp_path / "hf").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_disk_says_while_it_still_writes_counts(run, vocabulary, tmp_path, monkeypatch):
+    def fails(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(write, "SYNC", 1 << 14)
+    monkeypatch.setattr(os, "fdatasync", fails)
+    with pytest.raises(UserError, match=r"hf was not written, .*Input/output error"):
+        save.save(in_memory(run[1]), TINY.model, vocabulary, tmp_path / "hf", extra={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_kill_left_is_not_in_the_way(tmp_path, monkeypatch):
+    """It is gone before it is asked what room there is; and any error leaves nothing."""
+
+    def interrupted(folder):
+        (folder / "file").touch()
+        raise KeyboardInterrupt
+
+    (tmp_path / "hf.partial").mkdir()
+    left = tmp_path / "hf.partial/file"
+    left.touch()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: usage._replace(free=0 if left.exists() else 10)
+    )
+    with write.written(tmp_path / "hf", 10) as folder:
+        (folder / "file").write_text("x")
+    assert (tmp_path / "hf/file").read_text() == "x"
+    wanted = pytest.raises(UserError, match="it takes 11 bytes, 10 are free")
+    with wanted, write.written(tmp_path / "more", 11):
+        raise AssertionError
+    with pytest.raises(KeyboardInterrupt), write.written(tmp_path / "more", 0) as folder:
+        interrupted(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
 # ---- Damage, kills and full disks ----------------------------------------------------------------
@@ -386,8 +433,8 @@ def test_a_small_disk_is_refused_before_anything_is_written(run, tmp_path):
 
 
 def test_a_model_is_never_in_memory(tmp_path, monkeypatch):
-    """Of 13 MB, with pieces of 64 KB, a fraction of the largest array."""
-    monkeypatch.setattr(arrays, "PIECE", 1 << 16)
+    """Of 13 MB, with pieces of 60 KB, a fraction of the largest array."""
+    monkeypatch.setattr(arrays, "PIECE", 60_000)  # a cut falls in the rows of padding, at 936
     model = dataclasses.replace(TINY.model, layers=64, width=64, heads=4, mlp=256, vocab=900)
     draw = np.random.default_rng(0)
     params = jax.tree.map(

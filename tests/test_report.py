@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from biomedlm_jax import report
-from biomedlm_jax.checkpoint import Claim
+from biomedlm_jax.claim import Claim
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.reports import charts, happened, page, record, sections, times
 from biomedlm_jax.reports.charts import Curve

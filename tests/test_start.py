@@ -7,8 +7,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from biomedlm_jax import config, start, step, train
+from biomedlm_jax.claim import read_claim
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.hf import load, save
 from biomedlm_jax.model import gpt
@@ -56,7 +58,7 @@ def test_a_run_starts_with_the_weights_of_a_model(kind, places, params, experime
     for shape in [(1, 1, 1), (2, 2, 2)]:
         here, mesh = on(given, *shape)
         source = start.of_run(here, TokenStore(here.data.store, "train"))
-        state = train.started(here, mesh, source)
+        state = train.started(here, mesh, start.params(source, mesh))
         assert same(state.params, params)
         assert same(state.average, params)
         fresh = jax.device_get(jax.eval_shape(lambda: step.init(here)))  # noqa: B023
@@ -86,7 +88,62 @@ def test_a_run_that_is_going_on_does_not_read_it_again(
     here, mesh = on(other, 1, 2, 1)
     found = start.of_run(here, TokenStore(here.data.store, "train"))
     assert (found.what, found.step) == ("run", 2)
-    assert same(train.started(here, mesh, found).params, jax.device_get(state.params))
+    assert same(
+        train.started(here, mesh, start.params(found, mesh)).params, jax.device_get(state.params)
+    )
+
+
+def test_what_a_run_began_with_is_kept(experiment, tmp_path, monkeypatch):
+    """A start that ends before the first save begins with the same weights again, or says so."""
+    fit(experiment, tmp_path / "first")
+    given = changed(experiment, start=str(tmp_path / "first"), run__seed=3)
+    saves = tmp_path / "first/checkpoints"
+    (saves / "2").rename(tmp_path / "2")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.steps, "train_step", killed)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            fit(given, tmp_path / "run")
+    kept = read_claim(tmp_path / "run").weights
+    assert (kept["what"], kept["save"], len(kept["sha256"])) == ("run", 1, 64)
+    events = [x for x in lines(tmp_path / "run", "events") if x["event"] == "weights"]
+    assert [{name: event[name] for name in kept} for event in events] == [kept, kept]
+
+    (tmp_path / "2").rename(saves / "2")  # the other run goes on
+    with pytest.raises(UserError, match="no longer what it began with: save 1 of it then, save 2"):
+        fit(given, tmp_path / "run")
+    assert read_claim(tmp_path / "run").weights == kept
+    about = json.loads((tmp_path / "run/config.json").read_text())
+    del about["weights"]  # as runs were that began before it was recorded
+    (tmp_path / "run/config.json").write_text(json.dumps(about))
+    with pytest.raises(KeyboardInterrupt):
+        fit(given, tmp_path / "run")
+    assert read_claim(tmp_path / "run").weights["save"] == 2
+    assert read_claim(tmp_path / "run").weights["sha256"] != kept["sha256"]
+
+
+@pytest.mark.parametrize("what", ["damaged", "not finite"])
+def test_weights_that_are_refused_leave_no_run(what, places, experiment, tmp_path):
+    if what == "damaged":
+        source = shutil.copytree(places["imported"], tmp_path / "source")
+        folder = source / "params/params.blocks.up.kernel"
+        file = max(folder.iterdir(), key=lambda path: path.stat().st_size)
+        content = bytearray(file.read_bytes())
+        content[-3] ^= 1
+        file.write_bytes(bytes(content))
+    else:
+        source = shutil.copytree(places["hf"].removeprefix("hf:"), tmp_path / "source")
+        (source / "receipt.json").unlink()
+        file = source / "model.safetensors"
+        tensors = safetensors.numpy.load_file(file)
+        tensors["transformer.wpe.weight"][3, 3] = np.inf
+        safetensors.numpy.save_file(tensors, file)
+    with pytest.raises(UserError, match=f"source (is damaged|has values that are {what})"):
+        fit(changed(experiment, start=str(source)), tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*"))
 
 
 def test_random_starts_are_what_they_were(experiment):
@@ -191,7 +248,8 @@ def first_loss(experiment, mesh) -> float:
         seed=experiment.run.seed,
         sharding=NamedSharding(mesh, step.BATCH_SPEC),
     )
-    state = train.started(experiment, mesh, start.of_run(experiment, store))
+    params = start.params(start.of_run(experiment, store), mesh)
+    state = train.started(experiment, mesh, params)
     return float(step.train_step(experiment, mesh)(state, *loader.batch(0))[1]["loss"])
 
 

@@ -53,6 +53,7 @@ ORDER = [
     "checksums",
     "saves",
     "arrays",
+    "claim",
     "checkpoint",
     "generation.sampling",
     "generation.writing",

@@ -14,6 +14,7 @@ from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from biomedlm_jax import checkpoint, held_out, journal, step
+from biomedlm_jax.claim import read_claim
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.pipeline.store_writer import StoreWriter
@@ -218,7 +219,7 @@ def test_the_store_may_move(experiment, uninterrupted, store, tmp_path):
     workdir = shutil.copytree(uninterrupted[0], tmp_path / "run")
     moved = shutil.copytree(store, tmp_path / "moved")
     fit(changed(experiment, data__store=str(moved)), workdir)
-    assert checkpoint.read_claim(workdir).experiment.data.store == str(moved)
+    assert read_claim(workdir).experiment.data.store == str(moved)
 
 
 def test_another_vocabulary_is_refused(experiment, uninterrupted, store, tmp_path):

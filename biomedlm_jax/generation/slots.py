@@ -37,7 +37,7 @@ class State(NamedTuple):
     @property
     def length(self) -> int:
         """Places in the cache."""
-        return self.cache.keys[0].shape[2]
+        return self.cache.keys[0].shape[1]
 
 
 def lengths(context: int) -> list[int]:
@@ -73,14 +73,18 @@ class Programs:
         self.model, self.mesh = model, mesh
         self._graph = gpt.graph(model, apart=True)
         state, weights = _state_specs(model), decode.weight_specs(model)
-        own = state._replace(cache=decode.cache_specs(model))
         rows = Options(*[_ROW] * 5)  # pyright: ignore
-        self.prompt = self._compiled(self._prompt, (weights, _ROWS, _ROW, rows), own)
+        self.prompt = self._compiled(self._prompt, (weights, _ROWS, _ROW, rows), state)
         self.token = self._compiled(self._token, (weights, state), state, donated=1)
         self._insert = jax.jit(
-            jax.shard_map(self._with_rows, mesh=mesh, in_specs=(state, own, _ROW), out_specs=state),
+            jax.shard_map(
+                self._with_rows, mesh=mesh, in_specs=(state, state, _ROW), out_specs=state
+            ),
             donate_argnums=0,
         )
+        places = self._shardings(state)
+        self._empty = jax.jit(self._zeros, static_argnums=(0, 1), out_shardings=places)
+        self._grown = jax.jit(_longer, static_argnums=1, out_shardings=places.cache)
 
     def insert(self, state: State, rows: State, slot: jax.Array) -> State:
         """`state` with what `prompt` gave in slots, one of each group; see `_with_rows`."""
@@ -88,31 +92,25 @@ class Programs:
 
     def empty(self, slots: int, length: int) -> State:
         """A state of `slots` free ones, with a cache of `length` places."""
-        model = self.model
-        shape = (slots, model.heads, length, model.head_dim)
-
-        def zeros() -> State:
-            of_layer = [jnp.zeros(shape, model.compute_dtype)] * model.layers
-            row = jnp.zeros(slots, jnp.int32)
-            seen = jnp.zeros((slots, model.vocab), bool)
-            options = Options(*(jnp.zeros(slots, kind) for kind in OPTIONS))
-            return State(decode.Cache(of_layer, list(of_layer)), row, row, seen, options)
-
-        return jax.jit(zeros, out_shardings=self._shardings(_state_specs(model)))()
+        return self._empty(slots, length)
 
     def grown(self, state: State, length: int) -> State:
         """The same with a cache of `length` places."""
-        places = ((0, 0), (0, 0), (0, length - state.length), (0, 0))
-        longer = jax.jit(
-            lambda cache: jax.tree.map(lambda x: jnp.pad(x, places), cache),
-            out_shardings=self._shardings(decode.cache_specs(self.model)),
-        )
-        return state._replace(cache=longer(state.cache))
+        return state._replace(cache=self._grown(state.cache, length))
 
     def put(self, rows: np.ndarray) -> jax.Array:
         """Rows of groups on their devices; every process has all of them."""
         where = NamedSharding(self.mesh, PartitionSpec(BATCH))
         return jax.make_array_from_callback(rows.shape, where, lambda place: rows[place])
+
+    def _zeros(self, slots: int, length: int) -> State:
+        model = self.model
+        shape = (slots * model.heads, length, model.head_dim)
+        of_layer = [jnp.zeros(shape, model.compute_dtype)] * model.layers
+        row = jnp.zeros(slots, jnp.int32)
+        seen = jnp.zeros((slots, model.vocab), bool)
+        options = Options(*(jnp.zeros(slots, kind) for kind in OPTIONS))
+        return State(decode.Cache(of_layer, list(of_layer)), row, row, seen, options)
 
     def _prompt(
         self,
@@ -136,14 +134,16 @@ class Programs:
 
     def _with_rows(self, state: State, rows: State, slot: Int[Array, "B"]) -> State:
         """slot: among those of the group; one that does not exist is for a group without a row."""
+        heads = len(rows.cache.keys[0]) // len(slot)
 
         def put(old: Array, new: Array) -> Array:
             return old.at[slot].set(new, mode="drop")
 
         def put_places(old: Array, new: Array) -> Array:
-            return old.at[slot, :, : new.shape[2]].set(new, mode="drop")
+            old_BNSH, new_BNSH = (x.reshape(-1, heads, *x.shape[1:]) for x in (old, new))
+            return put(old_BNSH, new_BNSH).reshape(old.shape)
 
-        cache = jax.tree.map(put_places, state.cache, rows.cache)
+        cache = jax.tree.map(put_places, state.cache, _longer(rows.cache, state.length))
         return State(cache, *jax.tree.map(put, state[1:], rows[1:]))
 
     def _token(self, weights: decode.Weights, state: State) -> tuple[State, Int[Array, "B"]]:
@@ -176,9 +176,14 @@ class Programs:
         out = (self._shardings(state), NamedSharding(self.mesh, PartitionSpec()))
         return jax.jit(whole, donate_argnums=donated, out_shardings=out)
 
-    def _shardings(self, specs: State | decode.Cache) -> State | decode.Cache:
+    def _shardings(self, specs: State) -> State:
         is_leaf = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
         return jax.tree.map(functools.partial(NamedSharding, self.mesh), specs, is_leaf=is_leaf)
+
+
+def _longer(cache: decode.Cache, length: int) -> decode.Cache:
+    """With zeros behind it, so that nothing of a slot's last request is left."""
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0))), cache)
 
 
 programs = functools.cache(Programs)  # what was compiled serves all engines of a model on a mesh

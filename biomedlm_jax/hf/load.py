@@ -25,8 +25,7 @@ from etils import epath
 from biomedlm_jax import entry, mesh, saves, start
 from biomedlm_jax.checksums import checksums
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.hf import read
-from biomedlm_jax.hf.write import check_room, written
+from biomedlm_jax.hf.write import written
 from biomedlm_jax.pipeline.vocabulary import Vocabulary, file_name
 from biomedlm_jax.start import IMPORTED, PARAMS, RECEIPT
 
@@ -48,10 +47,12 @@ def load(source: str, output: Path, dropout: float | None = None) -> start.Sourc
             f"--source={source} is no Hugging Face folder; what it is can be used as it is"
         )
     place = Path(found.place)
-    check_room(output, 4 * found.model.parameters)
     everywhere = mesh.everywhere(found.model)
     names = [*found.facts["files"], "config.json", *_tokenizer_files(place)]
-    with ThreadPoolExecutor(1, thread_name_prefix="hash") as hashing, written(output) as folder:
+    with (
+        written(output, 4 * found.model.parameters) as folder,
+        ThreadPoolExecutor(1, thread_name_prefix="hash") as hashing,
+    ):
         hashes = {name: hashing.submit(_digest, place / name) for name in names}
         params = start.params(found, everywhere)
         vocabulary = None if found.vocabulary is None else Vocabulary(found.vocabulary)
@@ -100,9 +101,7 @@ def _digest(file: Path) -> dict[str, Any]:
 
 def _compare(place: Path, files: dict[str, dict[str, Any]]) -> None:
     """Raises UserError where the folder's own receipt says something else of a file."""
-    if not (place / RECEIPT).is_file():
-        return
-    listed = read.read_json(place / RECEIPT).get("files", {})
+    listed = start.receipt(place)["files"]
     if wrong := [name for name, digest in files.items() if listed.get(name, digest) != digest]:
         raise UserError(
             f"{place} has files that are not those of its {RECEIPT}: {', '.join(wrong)}; copy them "

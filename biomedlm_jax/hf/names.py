@@ -55,17 +55,19 @@ class Row:
         self, array: Float[np.ndarray, "..."], model: Model, start: int = 0
     ) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
         """Hugging Face's name and tensor, each C-contiguous as safetensors needs it; a view of
-        `array` where nothing has to move.
+        `array` where nothing has to move. Of a piece that is padding alone nothing leaves.
 
         array: ours, or what of it begins at `start` on its first axis: then the tensors of some
           layers, or some rows of the one tensor.
         """
+        if self.axes[0] == "v" and start >= model.vocab:
+            return
         stacked = self.axes[0] == "l"
         parts = array if stacked else array[None]
         listed = self.names(model)[start : start + len(array)] if stacked else self.names(model)
         for name, part in zip(listed, parts, strict=True):
             if self.axes[0] == "v":
-                part = part[: max(0, model.vocab - start)]
+                part = part[: model.vocab - start]
             if self.axes[-1] == "q":
                 split = part.reshape(*part.shape[:-1], model.heads, 3, -1)
                 part = split.swapaxes(-3, -2).reshape(part.shape)
@@ -165,6 +167,11 @@ def match(found: Mapping[str, tuple[int, ...]], model: Model, where: str) -> dic
       UserError: with every tensor that is missing, unknown, or has another shape than `model`
         gives it.
     """
+    if model.layers > len(found):  # asked first, for what is missing is named one by one
+        raise UserError(
+            f"the config.json of {where} describes n_layer={model.layers:,} layers, and there are "
+            f"{len(found)} tensors; correct it, or copy the folder again"
+        )
     prefixed = any(name.startswith(PREFIX) for name in found)
     spelled = {
         name if prefixed or name == HEAD else PREFIX + name: name

@@ -243,6 +243,11 @@ def _torch(file: Path) -> dict[str, Tensor]:
     if other := [str(name) for name, x in found.items() if not isinstance(x, torch.Tensor)]:
         raise UserError(f"{file} holds what is no tensor: {', '.join(other)}")
 
+    if other := [repr(name) for name in found if not isinstance(name, str)]:
+        raise UserError(f"{file} has tensors whose names are no text: {', '.join(other)}")
+    if other := [name for name, x in found.items() if x.layout != torch.strided]:
+        raise UserError(f"{file} has sparse tensors: {', '.join(other)}; make them dense")
+
     def of(tensor: Any) -> Callable[[Index], np.ndarray]:
         return lambda index: tensor.detach()[index].to(torch.float32).contiguous().numpy()
 

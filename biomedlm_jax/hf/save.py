@@ -4,8 +4,9 @@
 
 --checkpoint is the --workdir of a run, or anything else that `start.find` knows. What comes out
 opens with transformers' AutoModelForCausalLM and AutoTokenizer, where neither JAX nor SentencePiece
-is needed; torch isn't needed here. One layer of one parameter is in memory at a time, whatever the
-size of the model (of a run on gs://, one parameter). receipt.json says what was written, from what,
+is needed; torch isn't needed here. A parameter is read in pieces of 64 MB, or of a layer where that
+is more; some five of them are in memory, for one is made while those before it are hashed and
+written (of a run on gs://, the whole parameter is). receipt.json says what was written, from what,
 and what was checked: that what was read is what was saved, that every number is finite and the
 padding zero, and that what the safetensors library reads back is what was written.
 """
@@ -129,13 +130,12 @@ def export(
         eos_id = pieced.eos_id
     listed = [(name, row.shapes(model)[1]) for row in TABLE for name in row.names(model)]
     shards = write.plan(listed, dtype, int(shard_gb * 1e9))
-    entry.check_output(output)
-    write.check_room(output, model.parameters * write.WIDTHS[dtype])
+    needed = model.parameters * write.WIDTHS[dtype]
 
     with ExitStack() as stack:
-        folder = stack.enter_context(write.written(output))
+        folder = stack.enter_context(write.written(output, needed))
         writer = stack.enter_context(closing(write.Writer(folder, shards, dtype)))
-        sums, ends = _weights(pieces, compare, model, writer, dtype, len(listed))
+        sums, ends, zeros = _weights(pieces, compare, model, writer, dtype, len(listed))
         texts: dict[str, bytes] = dict(beside or {})
         if len(shards) > 1:
             texts[read.INDEX] = _json(write.index(shards, dtype))
@@ -163,6 +163,7 @@ def export(
             "parameters": model.parameters,
             "dtype": dtype,
             "values": POLICY[dtype],
+            "rounded_to_zero": zeros,
             "vocabulary_padding_removed": model.padded_vocab - model.vocab,
             "checks": [
                 "every array has the checksum that its source has of it, where that has one",
@@ -212,12 +213,13 @@ def _weights(
     writer: write.Writer,
     dtype: str,
     total: int,
-) -> tuple[dict[str, int], dict[Piece, int]]:
-    """Writes all tensors; the checksums of our arrays as they are there, and of their ends.
+) -> tuple[dict[str, int], dict[Piece, int], int]:
+    """Writes all tensors; the checksums of our arrays as they are there, and of their ends, and how
+    many numbers were too small for `dtype` and are 0 there.
 
     total: tensors, for the bar.
     """
-    sums, ends = dict[str, int](), dict[Piece, int]()
+    sums, ends, zeros = dict[str, int](), dict[Piece, int](), 0
     with tqdm(total=total, desc="export", unit="tensor") as bar:
         for row in TABLE:
             shape, _ = row.shapes(model)
@@ -227,6 +229,7 @@ def _weights(
                 rounded, again = _rounded(piece, dtype, row, begin)
                 if again is not piece:
                     left.add(begin, again)
+                    zeros += np.count_nonzero(piece) - np.count_nonzero(again)
                 if (end := (begin, begin + len(piece))) in (parts[0], parts[-1]):
                     part = Running(shape)
                     part.add(begin, again)
@@ -240,7 +243,7 @@ def _weights(
                     bar.update(writer.add(name, tensor))
             compare(row.ours, given.value)
             sums[f"{PARAMS}/{row.ours}"] = (given if dtype == "float32" else left).value
-    return sums, ends
+    return sums, ends, int(zeros)
 
 
 def _rounded(piece: np.ndarray, dtype: str, row: Row, begin: int) -> tuple[np.ndarray, np.ndarray]:

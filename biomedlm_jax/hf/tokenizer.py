@@ -28,7 +28,7 @@ whole, Hugging Face makes a U+FFFD for every byte, SentencePiece for those alone
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,11 @@ def convert(vocabulary: Place) -> Tokenizer:
     return tokenizer
 
 
-def found_in(folder: Path, scratch: Path) -> Path | None:
+def found_in(folder: Path, scratch: Callable[[], Path]) -> Path | None:
     """The file of a Hugging Face folder's tokenizer that `Vocabulary` opens; None where the folder
     has no tokenizer.
 
-    scratch: a folder for tokenizer.json, where there are only vocab.json and merges.txt.
+    scratch: makes a folder for tokenizer.json, where there are only vocab.json and merges.txt.
 
     Raises:
       UserError: a tokenizer that gives other ids than GPT-2's rules do.
@@ -112,7 +112,14 @@ def found_in(folder: Path, scratch: Path) -> Path | None:
     if absent := [str(part) for part in parts if not part.is_file()]:
         raise UserError(f"{absent[0]} is missing, and a byte-level tokenizer has both files")
     added = set(_settings(folder / "added_tokens.json"))
-    added |= {token["content"] for token in settings.get("added_tokens_decoder", {}).values()}
+    listed = settings.get("added_tokens_decoder") or {}
+    tokens = list(listed.values()) if isinstance(listed, dict) else [listed]
+    if not all(isinstance(x, dict) and isinstance(x.get("content"), str) for x in tokens):
+        raise UserError(
+            f"{folder}/tokenizer_config.json has an added_tokens_decoder that is not of ids and "
+            "tokens with a content; copy it again"
+        )
+    added |= {token["content"] for token in tokens}
     if more := sorted(added - {END_OF_TEXT}):
         raise UserError(f"{folder} adds tokens to its vocabulary: {', '.join(more)}")
     try:
@@ -125,7 +132,7 @@ def found_in(folder: Path, scratch: Path) -> Path | None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
-    made = scratch / BYTE_LEVEL_FILE
+    made = scratch() / BYTE_LEVEL_FILE
     made.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     return made
 

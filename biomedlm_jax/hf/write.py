@@ -108,7 +108,8 @@ class Writer:
         return True
 
     def sync(self) -> None:
-        """Waits until the disk has it all."""
+        """Waits until the disk has it all. What it refuses it says once, to whoever asks first, so
+        the answer to every request counts."""
         for future in self._synced_all:
             future.result()
 
@@ -154,7 +155,7 @@ class Writer:
         self._synced += data.nbytes
         if self._synced >= SYNC:
             self._synced = 0
-            self._syncing.submit(os.fdatasync, self._descriptor)
+            self._synced_all.append(self._syncing.submit(os.fdatasync, self._descriptor))
 
     def _wait(self, more_than: int) -> None:
         while len(self._pending) > more_than:
@@ -181,14 +182,34 @@ def digest(content: bytes) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def written(output: Path) -> Iterator[Path]:
-    """`entry.whole_folder`; what the disk refuses becomes a UserError, and leaves nothing."""
+def written(output: Path, needed: int) -> Iterator[Path]:
+    """`entry.whole_folder`, which has its name when the disk has all that is in it. An error leaves
+    nothing, and is a UserError where it is the disk's.
+
+    needed: bytes, of which it is asked first whether the disk has them, when what a kill left of
+      another attempt is gone.
+    """
+    entry.check_output(output)
     try:
         with entry.whole_folder(output) as folder:
+            check_room(output, needed)
             yield folder
-    except OSError as error:
+            for path in (*folder.rglob("*"), folder):
+                _sync(path)
+    except BaseException as error:
         shutil.rmtree(output.absolute().with_name(output.name + ".partial"), ignore_errors=True)
-        raise UserError(f"{output} was not written, nothing is left of it: {error}") from error
+        if isinstance(error, OSError):
+            raise UserError(f"{output} was not written, nothing is left of it: {error}") from error
+        raise
+    _sync(output.absolute().parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_room(output: Path, needed: int) -> None:

@@ -6,8 +6,9 @@ As `gpt`, this is what one device computes under `jax.shard_map`, on a mesh whos
 stacked parameter would be copied at each token, which costs as much as to use it.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +34,10 @@ class Weights(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Of each layer [B, N, S, H] in the compute dtype: row, head, place, head dim."""
+    """Of each layer, in the compute dtype: heads row by row (M = B x N), place, head dim."""
 
-    keys: list[Float[Array, "B N S H"]]
-    values: list[Float[Array, "B N S H"]]
+    keys: list[Float[Array, "M S H"]]
+    values: list[Float[Array, "M S H"]]
 
 
 def weight_specs(model: Model) -> Weights:
@@ -44,18 +45,22 @@ def weight_specs(model: Model) -> Weights:
 
 
 def cache_specs(model: Model) -> Cache:
-    of_layer = [
-        PartitionSpec(BATCH, IN_USE["q"])
-    ] * model.layers  # heads as the projection has them
+    of_layer = [PartitionSpec(BATCH + IN_USE["q"])] * model.layers  # a device's rows, its heads
     return Cache(of_layer, of_layer)  # pyright: ignore
 
 
 def weights(params: dict, model: Model, mesh: Mesh) -> Weights:
-    """Of `params` (float32, layers stacked, see `gpt.init`) on `mesh`, each part where it was.
+    """Of `params` (float32, layers stacked, see `gpt.init`), on the devices of `mesh` already, each
+    part where it was.
 
     Kernels are cast to the compute dtype once, which is what training does at each use.
     """
+    # The same devices in another order, perhaps; then they are told so, and nothing moves.
+    return _apart(model, mesh)(jax.device_put(params, _places(gpt.specs(model), mesh)))
 
+
+@functools.cache
+def _apart(model: Model, mesh: Mesh) -> Callable[[dict], Weights]:
     dtype = model.compute_dtype
 
     def apart(params: dict) -> Weights:
@@ -67,13 +72,12 @@ def weights(params: dict, model: Model, mesh: Mesh) -> Weights:
         table = params["tokens"]["table"]
         return Weights({**params, "blocks": layers}, table.astype(dtype))
 
-    def on(specs):
-        is_leaf = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
-        return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=is_leaf)
+    return jax.jit(apart, out_shardings=_places(weight_specs(model), mesh))
 
-    # The same devices in another order, perhaps; then they are told so, and nothing moves.
-    params = jax.device_put(params, on(gpt.specs(model)))
-    return jax.jit(apart, out_shardings=on(weight_specs(model)))(params)
+
+def _places(specs: Any, mesh: Mesh) -> Any:
+    is_leaf = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
+    return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=is_leaf)
 
 
 def prompt(
@@ -91,8 +95,9 @@ def prompt(
     def attention(block: gpt.Block, layer: Int[Array, ""], x: Float[Array, "B T D"]) -> Array:
         product, bias = block.qkv.product(x), in_use(block.qkv.bias, x.dtype)
         heads = (product + bias).reshape(*x.shape[:2], -1, 3, block.model.head_dim)
-        cache.keys.append(heads[:, :, :, 1].swapaxes(1, 2))
-        cache.values.append(heads[:, :, :, 2].swapaxes(1, 2))
+        for part, kept in enumerate(cache, start=1):
+            one = heads[:, :, :, part].swapaxes(1, 2)
+            kept.append(one.reshape(-1, *one.shape[2:]))
         return attention_qkv(
             product,
             bias,
@@ -118,22 +123,27 @@ def token(
     with their keys and values in it). See `prompt`."""
     after = Cache([], [])
 
-    def with_newest(kept: Float[Array, "B N S H"], newest: Float[Array, "B N H"]) -> Array:
+    def with_newest(kept: Float[Array, "M S H"], newest: Float[Array, "B N H"]) -> Array:
         # Row by row, which XLA does in place; of one scatter for all it makes copies of the cache.
+        heads = newest.shape[1]
         for row in range(len(newest)):
-            one = newest[row, None, :, None]
-            kept = jax.lax.dynamic_update_slice(kept, one, (row, 0, position[row], 0))
+            one = newest[row, :, None]
+            kept = jax.lax.dynamic_update_slice(kept, one, (row * heads, position[row], 0))
         return kept
 
     def attention(block: gpt.Block, layer: Int[Array, ""], x: Float[Array, "B 1 D"]) -> Array:
         qkv = block.qkv(x).reshape(len(tokens), -1, 3, block.model.head_dim)
+        q, *newest = (qkv[:, :, part] for part in range(3))
         of_layer = len(after.keys)
-        keys = with_newest(cache.keys[of_layer], qkv[:, :, 1])
-        values = with_newest(cache.values[of_layer], qkv[:, :, 2])
-        after.keys.append(keys)
-        after.values.append(values)
-        scale = block.scale(layer)
-        out = attend(qkv[:, :, 0], keys, values, scale=scale, position=position)
+        for before, kept, one in zip(cache, after, newest, strict=True):
+            kept.append(with_newest(before[of_layer], one))
+        out = attend(
+            q.reshape(-1, q.shape[2]),
+            after.keys[of_layer],
+            after.values[of_layer],
+            scale=block.scale(layer),
+            position=jnp.repeat(position, q.shape[1]),
+        )
         return out.reshape(len(tokens), 1, -1)
 
     hidden = _layers(graph, weights, tokens[:, None], position[:, None], attention)

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard, cast
 
 from etils import epath
 
-from biomedlm_jax.checkpoint import Claim, read_claim
+from biomedlm_jax.claim import Claim, read_claim
 
 Line = dict[str, Any]
 Points = list[tuple[int, float]]

@@ -11,16 +11,20 @@ from jaxtyping import Array, Float, Int
 
 
 def attend(
-    q: Float[Array, "B N H"],
-    keys: Float[Array, "B N S H"],
-    values: Float[Array, "B N S H"],
+    q: Float[Array, "M H"],
+    keys: Float[Array, "M S H"],
+    values: Float[Array, "M S H"],
     *,
     scale: Float[Array, ""] | float,
-    position: Int[Array, "B"],
-) -> Float[Array, "B N H"]:
+    position: Int[Array, "M"],
+) -> Float[Array, "M H"]:
     """softmax(scale * q k^T) v over places 0 to `position` of each row; what the cache holds
-    after them, it holds of nobody. Scores and softmax are float32, products in q's dtype."""
-    scores_BNS = scale * jnp.einsum("bnh,bnsh->bns", q, keys, preferred_element_type=jnp.float32)
-    there_BNS = jnp.arange(keys.shape[2]) <= position[:, None, None]
-    weights_BNS = jax.nn.softmax(jnp.where(there_BNS, scores_BNS, -jnp.inf), axis=-1)
-    return jnp.einsum("bns,bnsh->bnh", weights_BNS.astype(values.dtype), values)
+    after them is nobody's. Scores and softmax are float32, products in q's dtype.
+
+    Rows and heads are one axis, M: where there is one row, XLA:CPU would drop its axis, and copy
+    the cache for it.
+    """
+    scores_MS = scale * jnp.einsum("mh,msh->ms", q, keys, preferred_element_type=jnp.float32)
+    there_MS = jnp.arange(keys.shape[1]) <= position[:, None]
+    weights_MS = jax.nn.softmax(jnp.where(there_MS, scores_MS, -jnp.inf), axis=-1)
+    return jnp.einsum("ms,msh->mh", weights_MS.astype(values.dtype), values)
