@@ -2,8 +2,9 @@
 
 DIR is the --workdir of a run, what `hf.load` wrote, or a Hugging Face folder. One --prompt, or
 --interactive, is answered as it is written. Several, or --prompts=FILE with a JSON string in each
-line, are answered by a JSON object a line, in their order. The same request has the same answer,
-whatever it is answered together with. From Python: `open_engine`, `generate.generate`.
+line, are answered by a JSON object a line, in their order. What the other prompts are has no
+influence on an answer; how many are answered at once, which is --slots at most, has, by rounding.
+From Python: `open_engine`, `generate.generate`.
 """
 
 import contextlib

@@ -1,6 +1,7 @@
 """Text from the command line: one prompt, many, a conversation, and what can not be answered."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -66,10 +67,12 @@ def engine(places):
 
 
 @pytest.fixture(scope="module")
-def offline(engine):
+def offline(places):
     """offline(prompt): what the library writes with the settings DRAWN."""
+    opened = functools.cache(lambda slots: sample.open_engine(places["run"], slots=slots, pieces=1))
 
-    def write(prompt):
+    def write(prompt, slots=1):
+        engine = opened(slots)
         tokens = tuple(engine.vocabulary.encode(prompt) or [engine.vocabulary.eos_id])
         settings = dict(max_tokens=8, temperature=0.9, top_k=0, top_p=1.0, seed=5)
         request = Request(prompt=tokens, repetition_penalty=1.0, stop=(), **settings)
@@ -150,7 +153,7 @@ def test_many_prompts_are_answered_in_their_order(said, file, offline, slots):
     answers = [json.loads(line) for line in out.split("\n")[:-1]]
     assert [answer["prompt"] for answer in answers] == ["Lulu", *PROMPTS]
     for answer in answers:
-        one = offline(answer["prompt"])
+        one = offline(answer["prompt"], min(slots, len(answers)))
         assert (answer["text"], answer["finish"]) == (one.text, one.finish)
         assert answer["tokens"] == len(one.tokens)
 
