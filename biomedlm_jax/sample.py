@@ -2,8 +2,9 @@
 
 DIR is the --workdir of a run, what `hf.load` wrote, or a Hugging Face folder. One --prompt, or
 --interactive, is answered as it is written. Several, or --prompts=FILE with a JSON string in each
-line, are answered by a JSON object a line, in their order. The same request has the same answer,
-whatever it is answered together with. From Python: `open_engine`, `generate.generate`.
+line, are answered by a JSON object a line, in their order. What the other prompts are has no
+influence on an answer; how many are answered at once, which is --slots at most, has, by rounding.
+From Python: `open_engine`, `generate.generate`.
 """
 
 import contextlib
@@ -186,6 +187,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seed", 0, "of what is drawn")
     flags.DEFINE_multi_string("stop", [], "a text that ends the answer; can be given again")
     flags.DEFINE_integer("slots", 16, "prompts that are answered at once", 1, SLOTS)
-    flags.DEFINE_integer("pieces", None, "of a layer, on as many devices; not given is the most")
+    flags.DEFINE_integer("pieces", None, "of a layer, on as many devices; not given: all, on CPU 1")
     flags.DEFINE_enum("compute_dtype", None, ["float32", "bfloat16"], "not given: the model's")
     entry.run(main)

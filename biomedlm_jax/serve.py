@@ -109,7 +109,7 @@ if __name__ == "__main__":
                         "token")  # fmt: skip
     flags.DEFINE_integer("port", 8000, "0 takes a free one", 0, 65535)
     flags.DEFINE_string("token_file", None, f"holds the token; or {TOKEN_VARIABLE} does")
-    flags.DEFINE_integer("pieces", None, "of a layer, on as many devices; not given is the most")
+    flags.DEFINE_integer("pieces", None, "of a layer, on as many devices; not given: all, on CPU 1")
     flags.DEFINE_enum("compute_dtype", None, ["float32", "bfloat16"], "not given: the model's")
     flags.DEFINE_integer("slots", 8, "completions that are written at the same time", 1, SLOTS)
     flags.DEFINE_integer("queue", 256, "requests that may wait for a slot; more get 429", 1)

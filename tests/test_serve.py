@@ -155,6 +155,7 @@ def test_nothing_leaves_the_house(start):
     assert said.count("POST /v1/completions 40") == 2
 
 
+@pytest.mark.slow
 def test_sigterm_under_load(start):
     process = start("--slots=2")
     with ThreadPoolExecutor(16) as pool:
@@ -274,19 +275,15 @@ def test_a_token_file(monkeypatch, tmp_path):
             serve.read_token(str(tmp_path / name), "127.0.0.1")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [(["--host=0.0.0.0"], "a token is needed"), (["--port=0"], "nothing is not there")],
-)
-def test_what_can_not_be_served_is_one_line(arguments, words):
-    command = [sys.executable, "-m", "biomedlm_jax.serve", "--checkpoint=nothing", *arguments]
+def test_what_can_not_be_served_is_one_line():
+    command = [sys.executable, "-m", "biomedlm_jax.serve", "--checkpoint=nothing", "--port=0"]
     environment = {name: value for name, value in os.environ.items() if name != "BIOMEDLM_TOKEN"}
     environment["JAX_PLATFORMS"] = "cpu"
     found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert found.returncode == 2
     (line,) = found.stderr.splitlines()
     assert line.startswith("error: ")
-    assert words in line
+    assert "nothing is not there" in line
 
 
 def test_a_port_that_is_taken_is_named():

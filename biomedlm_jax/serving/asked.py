@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from biomedlm_jax.config import Model
-from biomedlm_jax.generate import Request
+from biomedlm_jax.generate import LIMITS, Request
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from biomedlm_jax.serving.answers import Refused
 
@@ -221,6 +221,10 @@ def _number(allowed: str, fits: Callable[[float], bool]) -> Callable[[str, Any],
     return read
 
 
+def _within(low: float, high: float) -> Callable[[str, Any], float]:
+    return _number(f"a number from {low:g} to {high:g}", lambda value: low <= value <= high)
+
+
 def _stop(name: str, value: Any) -> tuple[str, ...]:
     found = value if isinstance(value, list) else [value]
     if len(found) > STOPS or not all(isinstance(one, str) for one in found):
@@ -263,11 +267,11 @@ _READ: dict[str, Callable[[str, Any], Any]] = {
     "model": _string,
     "max_tokens": _integer(1),
     "n": _integer(1, 128),
-    # Of float32, which smaller ones overflow, or vanish in.
+    # Divided by smaller ones, logits overflow float32.
     "temperature": _number("0, or a number from 1e-6 to 100", lambda x: x == 0 or 1e-6 <= x <= 100),
-    "top_p": _number("a number from 1e-6 to 1", lambda x: 1e-6 <= x <= 1),
+    "top_p": _within(*LIMITS["top_p"]),
     "top_k": _integer(0, TOP_K),
-    "repetition_penalty": _number("a number from 0.01 to 100", lambda x: 0.01 <= x <= 100),
+    "repetition_penalty": _within(*LIMITS["repetition_penalty"]),
     "seed": _integer(0, SEEDS - 1),
     "stop": _stop,
     "echo": _boolean,
