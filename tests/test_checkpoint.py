@@ -391,7 +391,7 @@ def host(workdir: str, store: str, output: str, address: str, index: str) -> Non
     read = checkpoint.restored
 
     def partly(folder, restore):
-        if index == "1" and folder.name == "2":
+        if index == "1" and folder.parent.name == "2":
             raise OSError(5, "Input/output error")
         return read(folder, restore)
 

@@ -23,7 +23,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from biomedlm_jax import arrays, start, step
+from biomedlm_jax import arrays, hosts, start, step
 from biomedlm_jax.checkpoint import Checkpoints
 from biomedlm_jax.checksums import checksums
 from biomedlm_jax.entry import UserError
@@ -335,6 +335,18 @@ def test_a_damaged_save_is_passed_over(run, tmp_path, capsys):
     with pytest.raises(UserError, match="none of them is whole"):
         exported(workdir, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_all_hosts_take_the_save_that_the_first_one_sees(run, monkeypatch):
+    """Also where one finds the position of a save damaged that the others can read."""
+    said = {"steps": ["[1]", "[2]"]}
+    monkeypatch.setattr(hosts, "gather", lambda name, value, _: said.get(name, [value]))
+    assert start.find(run[0]).step == 1
+    said["steps"] = ["[2, 1]", "[1]"]
+    assert start.find(run[0]).step == 2
+    said["start-position"] = [json.dumps(["", ""]), json.dumps(["damaged", "by process 1"])]
+    with pytest.raises(UserError, match=r"none of them is whole(.*\n)*.*2: by process 1"):
+        start.find(run[0])
 
 
 def test_damage_of_an_import_and_of_an_export_is_named(run, tmp_path):
