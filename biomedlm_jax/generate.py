@@ -28,7 +28,7 @@ from biomedlm_jax.pipeline.vocabulary import Vocabulary
 
 # Beyond these float32 knows no difference, or none that is good for anything.
 LIMITS = {
-    "temperature": (0.0, 100.0),
+    "temperature": (1e-6, 100.0),  # or 0
     "top_p": (1e-6, 1.0),
     "repetition_penalty": (0.01, 100.0),
 }
@@ -117,6 +117,8 @@ class Engine:
         }
         for name, (least, most) in LIMITS.items():
             value = getattr(request, name)
+            if name == "temperature" and value == 0:
+                continue
             wrong[f"{name}={value} is not in [{least}, {most}]"] = not least <= value <= most
         if found := [sentence for sentence, applies in wrong.items() if applies]:
             raise UserError("; ".join(found))
