@@ -29,6 +29,14 @@ PROMPTS = ["Kari tomel", "Sinka", "a\u2028b\u0085c\u2029\x0b\x1c d", "", "Dordor
 
 def command(module, *arguments):
     """What `python -m module` does, in this process; errors are raised, not reported."""
+    # What other tests of this process have defined may have the same names.
+    others = {
+        name: flags.FLAGS[name]
+        for name in list(flags.FLAGS)
+        if not str(flags.FLAGS.find_module_defining_flag(name)).startswith("absl.")
+    }
+    for name in others:
+        delattr(flags.FLAGS, name)
     before = set(flags.FLAGS)
 
     def run(main):
@@ -42,6 +50,8 @@ def command(module, *arguments):
         finally:
             for name in set(flags.FLAGS) - before:
                 delattr(flags.FLAGS, name)
+            for name, flag in others.items():
+                flags.FLAGS[name] = flag
             flags.FLAGS.unparse_flags()
 
 

@@ -93,6 +93,7 @@ def test_a_run_that_is_going_on_does_not_read_it_again(
     )
 
 
+@pytest.mark.slow
 def test_what_a_run_began_with_is_kept(experiment, tmp_path, monkeypatch):
     """A start that ends before the first save begins with the same weights again, or says so."""
     fit(experiment, tmp_path / "first")
@@ -219,6 +220,7 @@ def test_encodings_are_compared_and_not_files(tmp_path):
     assert not start.same_encoding(one, other)
 
 
+@pytest.mark.slow
 def test_the_setting_on_the_command_line(places, experiment, tmp_path):
     file = config_file(experiment, tmp_path / "tiny.py")
     flag = f"--config.start={places['hf']}"
