@@ -7,7 +7,6 @@ is one of two hosts of a run in WORKDIR, of which the second can not read its pa
 
 import contextlib
 import dataclasses
-import gc
 import json
 import os
 import re
@@ -26,16 +25,9 @@ from biomedlm_jax.checkpoint import Checkpoints
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.lock import Lock
 from biomedlm_jax.pipeline.store import TokenStore
-from tests.conftest import ROOT, TINY, changed, on, started
+from tests.conftest import FORGIVEN, ROOT, TINY, changed, on, started
 
-# When a read fails, those beside it fail for themselves, and say so when nobody asks for it.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(autouse=True)
-def collected():
-    yield
-    gc.collect()
+pytestmark = FORGIVEN
 
 
 def equal(a, b) -> bool:

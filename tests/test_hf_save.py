@@ -30,11 +30,10 @@ from biomedlm_jax.entry import UserError
 from biomedlm_jax.hf import load, names, read, save, write
 from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.pipeline.vocabulary import MODEL_FILE, Vocabulary
-from tests.conftest import ROOT, TINY, changed, on, started
+from tests.conftest import FORGIVEN, ROOT, TINY, changed, on, started
 from tests.runs import PATIENCE
 
-# orbax leaves coroutines behind when it fails on one array of several.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = FORGIVEN
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,10 @@ from biomedlm_jax.model import gpt
 from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.pipeline.vocabulary import BYTE_LEVEL_FILE, Vocabulary
 from biomedlm_jax.train import fit
-from tests.conftest import TINY, changed, on
+from tests.conftest import FORGIVEN, TINY, changed, on
 from tests.runs import config_file, ends, lines, running
+
+pytestmark = FORGIVEN
 
 
 @pytest.fixture(scope="module")
