@@ -11,12 +11,14 @@ optimizer.py                 the learning rate, clipping, AdamW
 step.py                      one update: everything above under one shard_map
 pipeline/                    the vocabulary, the token store, seqio tasks, the batch loader
 checkpoint.py                what is kept
+generate.py                  text, many requests at once
 hf/config.py to read.py      Hugging Face's settings, names and files
 start.py                     weights from anywhere
 held_out.py                  bits per byte of unseen text
 metrics.py                   what people look at
 train.py                     the loop
 hf/                          the way to Hugging Face
+sample.py                    text from the command line
 serving/, serve.py           a completion server
 main.py                      the command line
 """
