@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from biomedlm_jax.kernels.products import over_tokens, times_kernel
+from biomedlm_jax.kernels.products import over_tokens, times_kernel, times_turned
 
 TALL, WIDE = (96, 32), (32, 96)
 
@@ -54,3 +54,31 @@ def test_the_compiler_leaves_the_products_the_way_round_they_are_wanted(shape):
     compiled = jax.jit(gradient).lower(x, slope).compile().as_text()
     assert compiled is not None
     assert re.findall(r"f32\[([\d,]+)\]\S* dot\(", compiled) == ["32,96"]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 20])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
+def test_times_turned_sums_in_float32(rows, dtype, wanted):
+    x = jax.random.normal(jax.random.key(0), (rows, 48), dtype)
+    kernel = jax.random.normal(jax.random.key(1), (80, 48), dtype)
+    found = times_turned(x, kernel, jnp.dtype(wanted))
+    assert found.dtype == jnp.dtype(wanted)
+    exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64).T
+    tolerance = 1e-5 if wanted == "float32" else 2**-8
+    np.testing.assert_allclose(np.asarray(found, np.float64), exact, rtol=tolerance, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_times_turned_does_not_turn_the_kernel(dtype):
+    """On CPU: nothing makes another array of its size, and rows are the columns of the product."""
+    shapes = [
+        jax.ShapeDtypeStruct(shape, {"f32": "float32", "bf16": "bfloat16"}[dtype])
+        for shape in ((16, 128), (384, 128))
+    ]
+    turned = jax.jit(lambda x, kernel: times_turned(x, kernel, jnp.dtype("float32")))
+    compiled = turned.lower(*shapes).compile().as_text()
+    assert compiled is not None
+    assert re.findall(r"f32\[([\d,]+)\]\S* dot\(", compiled) == ["384,16"]
+    made = re.findall(dtype + r"\[(?:384,128|128,384)\]\S* ([\w-]+)\(", compiled)
+    assert set(made) <= {"parameter", "bitcast"}

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from functools import cache
 
 import pytest
-import regex
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
 from biomedlm_jax.pipeline.vocabulary import END_OF_TEXT as END
@@ -23,6 +22,7 @@ from tests import peer
 from tests.conftest import SHARED, TINY, changed, write_documents
 from tests.peer import transformers
 
+regex = pytest.importorskip("regex", reason="comes with transformers")
 GPT2 = SHARED / "tokenizers" / "gpt2"
 SIZE = 4096
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is missing")

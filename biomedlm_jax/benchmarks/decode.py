@@ -1,11 +1,14 @@
 """Generation on this CPU beside `transformers`' of the same model: make bench-decode
 
-The 125M model in float32, with random weights that both sides have, continues the same prompts
-greedily, one at a time and 16 together. Theirs is `GPT2LMHeadModel.generate` as a PyTorch user
-calls it, with a cache, in its faster attention ("sdpa"). The time is of a whole call, prompts
-included; the sides take turns. Writes record.json into --output.
+The 125M model with random weights that both sides have continues the same prompts greedily, one at
+a time and 16 together, in float32 and in bfloat16, which is what its config computes in. Theirs is
+`GPT2LMHeadModel.generate` as a PyTorch user calls it, with a cache, in its faster attention
+("sdpa"). The time is of a whole call, prompts included; the sides take turns. Both have to write
+the same tokens in float32; in bfloat16 rounding decides between random weights' equals. Writes
+record.json into --output.
 """
 
+import dataclasses
 import os
 import statistics
 import time
@@ -20,10 +23,10 @@ from biomedlm_jax import entry
 from biomedlm_jax.benchmarks.sides import SIDES, Side, answer, check_peer, write
 from biomedlm_jax.config import Model
 
-BATCHES = (1, 16)
+CASES = [(dtype, batch) for dtype in ("float32", "bfloat16") for batch in (1, 16)]
 PROMPT, NEW = 64, 64  # tokens
 SEED = 17
-MODEL = Model(  # of configs/pretrain_125m.py, in float32
+MODEL = Model(  # of configs/pretrain_125m.py
     layers=12,
     width=768,
     heads=12,
@@ -33,7 +36,7 @@ MODEL = Model(  # of configs/pretrain_125m.py, in float32
     dropout=0.1,
     init_std=0.02,
     layer_norm_epsilon=1e-5,
-    compute_dtype="float32",
+    compute_dtype="bfloat16",
     remat="named",
     attention="auto",
     scale_attn_by_layer=True,
@@ -54,7 +57,7 @@ def prompts(batch: int) -> np.ndarray:
     return np.random.default_rng(batch).integers(0, MODEL.vocab, (batch, PROMPT))
 
 
-def ours() -> Callable[[int], list[list[int]]]:
+def ours() -> Callable[[str, int], list[list[int]]]:
     import jax
     from jax.sharding import NamedSharding
 
@@ -66,9 +69,18 @@ def ours() -> Callable[[int], list[list[int]]]:
     places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), gpt.specs(MODEL))
     init = jax.jit(lambda: gpt.init(MODEL, jax.random.key(SEED)), out_shardings=places)
     params, numbers = init(), Numbers()
-    engines = {b: Engine(MODEL, params, numbers, mesh, slots=b) for b in BATCHES}  # pyright: ignore
+    engines = {
+        (dtype, batch): Engine(
+            dataclasses.replace(MODEL, compute_dtype=dtype),
+            params,
+            numbers,  # pyright: ignore
+            mesh,
+            slots=batch,
+        )
+        for dtype, batch in CASES
+    }
 
-    def run(batch: int) -> list[list[int]]:
+    def run(dtype: str, batch: int) -> list[list[int]]:
         requests = [
             Request(
                 prompt=tuple(row),
@@ -82,12 +94,14 @@ def ours() -> Callable[[int], list[list[int]]]:
             )
             for row in prompts(batch).tolist()
         ]
-        return [list(one.tokens) for one in generate(engines[batch], requests)]
+        return [list(one.tokens) for one in generate(engines[dtype, batch], requests)]
 
     return run
 
 
-def pytorch() -> Callable[[int], list[list[int]]]:
+def pytorch() -> Callable[[str, int], list[list[int]]]:
+    import copy
+
     import jax
     import torch
     import transformers
@@ -104,13 +118,14 @@ def pytorch() -> Callable[[int], list[list[int]]]:
     tensors = {name: torch.tensor(array) for name, array in names.to_hf(params, MODEL)}
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
     model.load_state_dict(tensors)
+    models = {dtype: copy.deepcopy(model).to(getattr(torch, dtype)) for dtype, _ in CASES}
     chosen = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
 
-    def run(batch: int) -> list[list[int]]:
+    def run(dtype: str, batch: int) -> list[list[int]]:
         ids = torch.tensor(prompts(batch))
         with torch.no_grad():
             ones = torch.ones_like(ids)
-            out = model.generate(ids, attention_mask=ones, **chosen)  # pyright: ignore
+            out = models[dtype].generate(ids, attention_mask=ones, **chosen)  # pyright: ignore
         return out[:, PROMPT:].tolist()
 
     return run
@@ -119,30 +134,33 @@ def pytorch() -> Callable[[int], list[list[int]]]:
 def serve(side: str) -> None:
     run = {"ours": ours, "pytorch": pytorch}[side]()
 
-    def timed(batch: int) -> dict[str, Any]:
+    def timed(case: tuple[str, int]) -> dict[str, Any]:
         start = time.perf_counter()
-        tokens = run(batch)
+        tokens = run(*case)
         return {"seconds": time.perf_counter() - start, "tokens": tokens}
 
     answer(timed)
 
 
-def measure(rounds: int) -> dict[int, dict[str, list[float]]]:
-    """Seconds of each call, by batch and side; the first of each is not among them.
+def measure(rounds: int) -> dict[tuple[str, int], dict[str, list[float]]]:
+    """Seconds of each call, by case and side; the first of each is not among them.
 
     Raises:
-      RuntimeError: the sides wrote other tokens.
+      RuntimeError: the sides wrote other tokens in float32, or not as many.
     """
-    seconds = {batch: {name: [] for name in SIDES} for batch in BATCHES}
+    seconds = {case: {name: [] for name in SIDES} for case in CASES}
     sides = [Side(name, "biomedlm_jax.benchmarks.decode") for name in SIDES]
     try:
         for number in range(rounds + 1):
-            for batch in BATCHES:
-                found = {side.name: side.ask(batch) for side in sides}
-                if found["ours"]["tokens"] != found["pytorch"]["tokens"]:
-                    raise RuntimeError(f"the sides do not write the same with batch {batch}")
+            for case in CASES:
+                found = {side.name: side.ask(case) for side in sides}
+                tokens = [found[name]["tokens"] for name in SIDES]
+                if case[0] != "float32":
+                    tokens = [[len(row) for row in of_side] for of_side in tokens]
+                if tokens[0] != tokens[1]:
+                    raise RuntimeError(f"the sides do not write the same in {case}")
                 for name in SIDES if number else ():
-                    seconds[batch][name].append(found[name]["seconds"])
+                    seconds[case][name].append(found[name]["seconds"])
     finally:
         for side in sides:
             side.end()
@@ -164,12 +182,14 @@ def main() -> None:
         return
     check_peer()
     seconds = measure(given.rounds)
-    found = {batch: summary(of_batch, batch) for batch, of_batch in seconds.items()}
-    write(Path(given.output), {"prompt": PROMPT, "new": NEW, "medians": found, "seconds": seconds})
+    found = {case: summary(of_case, case[1]) for case, of_case in seconds.items()}
+    by_name = lambda of_cases: {f"{d} batch {b}": x for (d, b), x in of_cases.items()}  # noqa: E731
+    record = {"medians": by_name(found), "seconds": by_name(seconds)}
+    write(Path(given.output), {"prompt": PROMPT, "new": NEW, **record})
     print(f"{MODEL.parameters:,} parameters, {NEW} tokens after {PROMPT}, {given.rounds} rounds:")
-    for batch, values in found.items():
+    for name, values in by_name(found).items():
         print(
-            f"batch {batch:2}: ours {values['ours']:6.1f} tokens/s, transformers "
+            f"{name:17}: ours {values['ours']:6.1f} tokens/s, transformers "
             f"{values['pytorch']:6.1f}, ratio {values['ratio']:.2f}"
         )
 

@@ -31,7 +31,7 @@ class State(NamedTuple):
     cache: decode.Cache
     token: Int[Array, "B"]  # the newest, whose keys and values are not in the cache yet
     position: Int[Array, "B"]  # where it stands
-    seen: Bool[Array, "B V"]  # tokens that the row has had
+    seen: Bool[Array, "B V"]  # tokens that the row has had, of the padded vocabulary
     options: Options
 
     @property
@@ -106,9 +106,9 @@ class Programs:
     def _zeros(self, slots: int, length: int) -> State:
         model = self.model
         shape = (slots * model.heads, length, model.head_dim)
-        of_layer = [jnp.zeros(shape, model.compute_dtype)] * model.layers
+        of_layer = [jnp.zeros(shape, decode.cache_dtype(model))] * model.layers
         row = jnp.zeros(slots, jnp.int32)
-        seen = jnp.zeros((slots, model.vocab), bool)
+        seen = jnp.zeros((slots, model.padded_vocab), bool)
         options = Options(*(jnp.zeros(slots, kind) for kind in OPTIONS))
         return State(decode.Cache(of_layer, list(of_layer)), row, row, seen, options)
 
@@ -126,8 +126,8 @@ class Programs:
         logits, cache = decode.prompt(self._graph, weights, tokens, last)
         real = jnp.arange(tokens.shape[1]) <= last[:, None]
         rows = jnp.arange(len(tokens))[:, None]
-        none = jnp.zeros((len(tokens), self.model.vocab), bool)
-        seen = none.at[rows, jnp.where(real, tokens, self.model.vocab)].set(True, mode="drop")
+        none = jnp.zeros((len(tokens), self.model.padded_vocab), bool)
+        seen = none.at[rows, jnp.where(real, tokens, none.shape[1])].set(True, mode="drop")
         chosen = self._chosen(logits, seen, options, last + 1)
         seen = seen.at[rows[:, 0], chosen].set(True)
         return State(cache, chosen, last + 1, seen, options), chosen
@@ -164,9 +164,12 @@ class Programs:
         position: Int[Array, "B"],
     ) -> Int[Array, "B"]:
         (split,) = IN_USE["v"]
-        whole = jax.lax.all_gather(logits, split, axis=1, tiled=True)[:, : self.model.vocab]
+        if jax.lax.axis_size(split) > 1:
+            logits = jax.lax.all_gather(logits, split, axis=1, tiled=True)
+        exists = jnp.arange(self.model.padded_vocab) < self.model.vocab
+        logits = jnp.where(exists, logits, -jnp.inf)
         # All devices of `split` choose the same; the maximum says so to the type system.
-        return jax.lax.pmax(choose(whole, seen, options, position), split)
+        return jax.lax.pmax(choose(logits, seen, options, position), split)
 
     def _compiled(
         self, local: Callable, in_specs: tuple, state: State, donated: int | None = None

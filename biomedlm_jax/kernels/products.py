@@ -12,6 +12,8 @@ from jaxtyping import Array, Float
 from biomedlm_jax.kernels.attention.block_sizes import device
 from biomedlm_jax.kernels.varying import axes_of, marked
 
+LEAST_ROWS = 8  # that XLA:CPU multiplies in bfloat16 by the units made for it
+
 
 def times_kernel(
     x: Float[Array, "B T In"], kernel: Float[Array, "In Out"]
@@ -28,6 +30,22 @@ def times_kernel(
     else:
         y = rows @ kernel
     return y.reshape(*x.shape[:2], -1)
+
+
+def times_turned(
+    x: Float[Array, "N In"], kernel: Float[Array, "Out In"], dtype: jnp.dtype
+) -> Float[Array, "N Out"]:
+    """x kernel^T of one dtype, summed in float32 and then of `dtype`: for few rows of x."""
+    rows = x
+    on_cpu = device()[0] == "cpu"
+    if on_cpu and x.dtype == jnp.bfloat16 and len(x) < LEAST_ROWS:
+        rows = jnp.pad(x, ((0, LEAST_ROWS - len(x)), (0, 0)))
+    y = jnp.einsum("oi,ni->on", kernel, rows, preferred_element_type=jnp.float32)
+    if on_cpu:
+        # The small x is turned and the large kernel stays as it is. Without the barrier XLA does it
+        # the other way, and each product begins with a copy of the kernel.
+        y = jax.lax.optimization_barrier(y)
+    return y[:, : len(x)].T.astype(dtype)
 
 
 def over_tokens(

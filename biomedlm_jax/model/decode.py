@@ -18,7 +18,9 @@ from jaxtyping import Array, Float, Int
 
 from biomedlm_jax.config import Model
 from biomedlm_jax.kernels.attention.api import attention_qkv
+from biomedlm_jax.kernels.attention.block_sizes import device
 from biomedlm_jax.kernels.attention.cached import attend
+from biomedlm_jax.kernels.products import times_turned
 from biomedlm_jax.layout import BATCH, IN_USE, STORED, in_use, parameter, spec
 from biomedlm_jax.model import gpt
 
@@ -34,7 +36,7 @@ class Weights(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Of each layer, in the compute dtype: heads row by row (M = B x N), place, head dim."""
+    """Of each layer: heads row by row (M = B x N), place, head dim. See `cache_dtype`."""
 
     keys: list[Float[Array, "M S H"]]
     values: list[Float[Array, "M S H"]]
@@ -42,6 +44,11 @@ class Cache(NamedTuple):
 
 def weight_specs(model: Model) -> Weights:
     return Weights(gpt.specs(model, apart=True), spec("vd", STORED))  # pyright: ignore
+
+
+def cache_dtype(model: Model) -> jnp.dtype:
+    """The compute dtype. CPUs keep those numbers as float32: they attend twice as fast to it."""
+    return jnp.dtype("float32" if device()[0] == "cpu" else model.compute_dtype)
 
 
 def cache_specs(model: Model) -> Cache:
@@ -96,7 +103,7 @@ def prompt(
         product, bias = block.qkv.product(x), in_use(block.qkv.bias, x.dtype)
         heads = (product + bias).reshape(*x.shape[:2], -1, 3, block.model.head_dim)
         for part, kept in enumerate(cache, start=1):
-            one = heads[:, :, :, part].swapaxes(1, 2)
+            one = heads[:, :, :, part].swapaxes(1, 2).astype(cache_dtype(block.model))
             kept.append(one.reshape(-1, *one.shape[2:]))
         return attention_qkv(
             product,
@@ -127,7 +134,7 @@ def token(
         # Row by row, which XLA does in place; of one scatter for all it makes copies of the cache.
         heads = newest.shape[1]
         for row in range(len(newest)):
-            one = newest[row, :, None]
+            one = newest[row, :, None].astype(kept.dtype)
             kept = jax.lax.dynamic_update_slice(kept, one, (row * heads, position[row], 0))
         return kept
 
@@ -168,4 +175,4 @@ def _layers(
 
 def _logits(weights: Weights, x: Float[Array, "B D"]) -> Float[Array, "B V"]:
     table = in_use(parameter("vd", weights.head), x.dtype)
-    return jnp.einsum("vd,bd->vb", table, x, preferred_element_type=jnp.float32).T
+    return times_turned(x, table, jnp.float32)

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from biomedlm_jax.kernels.products import times_kernel
+from biomedlm_jax.kernels.products import times_kernel, times_turned
 from biomedlm_jax.layout import IN_USE, in_use, parameter
 
 
 class Linear(nnx.Module):
     """y = x kernel + bias; `axes` are the letters of input and output, such as "df".
 
-    turned: the kernel is stored as [Out, In], which is how products of few rows want it: XLA:CPU
-    does them in up to half of the time, and a chip does not mind.
+    turned: the kernel is stored as [Out, In], which is how products of few rows want it on CPU,
+    and a chip does not mind.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Linear(nnx.Module):
         kernel = in_use(self.kernel, x.dtype)
         if self.turned:
             rows = x.reshape(-1, x.shape[2])
-            y = jnp.einsum("oi,ni->on", kernel, rows).T.reshape(*x.shape[:2], -1)
+            y = times_turned(rows, kernel, x.dtype).reshape(*x.shape[:2], -1)
         else:
             y = times_kernel(x, kernel)
         if summed := IN_USE.get(self.input):

@@ -19,12 +19,16 @@ def attend(
     position: Int[Array, "M"],
 ) -> Float[Array, "M H"]:
     """softmax(scale * q k^T) v over places 0 to `position` of each row; what the cache holds
-    after them is nobody's. Scores and softmax are float32, products in q's dtype.
+    after them is nobody's. Scores and softmax are float32, weights are rounded to q's dtype; keys
+    and values may be kept in a wider one.
 
     Rows and heads are one axis, M: where there is one row, XLA:CPU would drop its axis, and copy
     the cache for it.
     """
-    scores_MS = scale * jnp.einsum("mh,msh->ms", q, keys, preferred_element_type=jnp.float32)
+    products_MS = jnp.einsum(
+        "mh,msh->ms", q.astype(keys.dtype), keys, preferred_element_type=jnp.float32
+    )
     there_MS = jnp.arange(keys.shape[1]) <= position[:, None]
-    weights_MS = jax.nn.softmax(jnp.where(there_MS, scores_MS, -jnp.inf), axis=-1)
-    return jnp.einsum("ms,msh->mh", weights_MS.astype(values.dtype), values)
+    weights_MS = jax.nn.softmax(jnp.where(there_MS, scale * products_MS, -jnp.inf), axis=-1)
+    weights_MS = weights_MS.astype(q.dtype).astype(values.dtype)
+    return jnp.einsum("ms,msh->mh", weights_MS, values).astype(q.dtype)
