@@ -28,7 +28,7 @@ from biomedlm_jax.checksums import checksums
 from biomedlm_jax.claim import read_claim
 from biomedlm_jax.config import Experiment, Model, build
 from biomedlm_jax.entry import UserError, in_cloud
-from biomedlm_jax.hf import adapters, read, tokenizer
+from biomedlm_jax.hf import adapter_config, adapters, read, tokenizer
 from biomedlm_jax.hf.foreign import PARAMS, RECEIPT, Foreign, Merged
 from biomedlm_jax.model import gpt
 from biomedlm_jax.pipeline.store import TokenStore
@@ -234,7 +234,7 @@ def _together(name: str, act: Callable[[], T], wait_seconds: int) -> T:
 
 
 def _kind(folder: epath.Path) -> Kind:
-    if (folder / adapters.CONFIG).is_file():
+    if (folder / adapter_config.CONFIG).is_file():
         return "hugging_face"
     if (folder / IMPORTED).is_file():
         return "imported"
@@ -319,8 +319,8 @@ def _hugging_face(place: epath.Path, dropout: float | None, wait_seconds: int) -
     if not path.is_dir():
         raise UserError(f"{path} is no folder; name a Hugging Face folder")
     own = path
-    if adapted := (own / adapters.CONFIG).is_file():
-        path = adapters.base_of(own)  # from here on
+    if adapted := (own / adapter_config.CONFIG).is_file():
+        path = adapter_config.base_of(own)  # from here on
         folder = Merged(own, path, dropout)
     else:
         folder = read.Folder(path, dropout)
@@ -359,7 +359,7 @@ def _hugging_face(place: epath.Path, dropout: float | None, wait_seconds: int) -
         "dtype": folder.dtype,
     }
     if adapted:
-        files = {name: _sha256(own / name) for name in (adapters.CONFIG, adapters.WEIGHTS)}
+        files = {name: _sha256(own / name) for name in (adapter_config.CONFIG, adapters.WEIGHTS)}
         facts |= {"base": str(path), "adapters": files}
     arrays = Foreign(folder, receipt(path)["checksums"], wait_seconds)
     kind: Kind = "adapters" if adapted else "hugging_face"

@@ -65,6 +65,7 @@ ORDER = [
     "hf.read",
     "hf.tokenizer",
     "hf.write",
+    "hf.adapter_config",
     "hf.adapters",
     "hf.foreign",
     "start",

@@ -1,6 +1,6 @@
 """The arrays of a Hugging Face folder, as `arrays.Arrays` has those of a save: whole, onto a mesh,
-or piece by piece, checked where the folder's receipt has checksums. Adapters are merged as pieces of
-their base are read, so there is no second copy of anything.
+or piece by piece, checked where the folder's receipt has checksums. Adapters are merged as pieces
+of their base are read, so there is no second copy of anything.
 """
 
 import json
