@@ -13,10 +13,12 @@ import pytest
 import safetensors.numpy
 
 from biomedlm_jax import start, step
+from biomedlm_jax.claim import read_claim
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.hf import adapter_config, adapters, foreign, load, names, save
 from biomedlm_jax.model import gpt
 from tests.conftest import FORGIVEN, ROOT, TINY, changed, on, put
+from tests.runs import config_file, ends, lines, running
 
 pytestmark = FORGIVEN
 MODEL = TINY.model
@@ -367,3 +369,19 @@ def test_what_is_not_written_leaves_nothing(made, tmp_path, monkeypatch):
     (out / "x").touch()
     with pytest.raises(UserError, match="is not empty"):
         adapters.write(made, MODEL, out, "base")
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_adapters(folder, store, tmp_path):
+    """Each reads its part of the base and of its checksums; both come to what one comes to."""
+    settings = dict(data__store=str(store), mesh__fsdp=2, run__steps=2)
+    here = changed(TINY, start=f"hf:{folder}", optimizer__warmup_steps=0, **settings)
+    file = config_file(here, tmp_path / "tiny.py")
+    for name, count in (("one", 1), ("two", 2)):
+        with running(file, tmp_path / name, processes=count) as run:
+            assert ends(run) == [0] * count, run[0].said
+    losses = [[x["loss"] for x in lines(tmp_path / name)] for name in ("one", "two")]
+    assert losses[0] == losses[1]
+    kept = [read_claim(tmp_path / name).weights for name in ("one", "two")]
+    assert kept[0] == kept[1]
+    assert kept[0]["what"] == "adapters"
