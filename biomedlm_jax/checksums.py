@@ -50,7 +50,7 @@ class Running:
         """piece: array[start : start + len(piece)]."""
         index = (slice(start, start + len(piece)), *[slice(None)] * (piece.ndim - 1))
         with np.errstate(over="ignore"):
-            self._sum += _partial(piece, self._shape, index)
+            self._sum += share(piece, self._shape, index)
 
     @property
     def value(self) -> int:
@@ -64,16 +64,16 @@ def _on_this_host(array: jax.Array) -> bool:
 def _of_host(array: jax.Array | np.ndarray) -> int:
     if not isinstance(array, jax.Array):
         array = np.asarray(array)
-        return int(_partial(array, array.shape, tuple(slice(None) for _ in array.shape)))
+        return int(share(array, array.shape, tuple(slice(None) for _ in array.shape)))
     copies: dict[int, np.uint32] = {}
     for shard in array.addressable_shards:
-        own = _partial(np.asarray(shard.data), array.shape, shard.index)
+        own = share(np.asarray(shard.data), array.shape, shard.index)
         with np.errstate(over="ignore"):
             copies[shard.replica_id] = copies.get(shard.replica_id, np.uint32(0)) + own
     return int(copies[0]) if len(set(copies.values())) == 1 else MIXED
 
 
-def _partial(piece: np.ndarray, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.uint32:
+def share(piece: np.ndarray, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.uint32:
     """The share that `piece`, array[index] of an array of this shape, has in the sum."""
     if not shape:
         piece, shape, index = piece.reshape(1), (1,), (slice(None),)

@@ -1,9 +1,9 @@
 """Weights from anywhere: one home for what opens a model.
 
 `find` tells by what is in a folder whether it is the --workdir of a run, what `hf/load.py` wrote,
-or a Hugging Face folder, and says what model and vocabulary are there; `params` puts the weights on
-a mesh. Whatever they come from, they are checked: by the checksums of the save or of the import,
-and of a Hugging Face folder of others, that every number is finite.
+a Hugging Face folder, or PEFT's adapters of one, and says what model and vocabulary are there;
+`params` puts the weights on a mesh. Whatever they come from, they are checked: by the checksums of
+the save or of the import, and of a Hugging Face folder of others, that every number is finite.
 """
 
 import dataclasses
@@ -13,15 +13,13 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import jax
-import numpy as np
 from etils import epath
-from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 
 from biomedlm_jax import checkpoint, hosts
@@ -30,52 +28,26 @@ from biomedlm_jax.checksums import checksums
 from biomedlm_jax.claim import read_claim
 from biomedlm_jax.config import Experiment, Model, build
 from biomedlm_jax.entry import UserError, in_cloud
-from biomedlm_jax.hf import read, tokenizer
-from biomedlm_jax.hf.names import TABLE
+from biomedlm_jax.hf import adapter_config, adapters, read, tokenizer
+from biomedlm_jax.hf.foreign import PARAMS, RECEIPT, Foreign, Merged
 from biomedlm_jax.model import gpt
 from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.pipeline.vocabulary import Place, Vocabulary
 from biomedlm_jax.saves import (
     DamagedError,
     absolute,
-    differing,
     first_sees,
     nothing_whole,
     passed_over,
 )
 
 PREFIX = "hf:"  # before a folder that has to be Hugging Face's
-IMPORTED, PARAMS, RECEIPT = "model.json", "params", "receipt.json"
+IMPORTED = "model.json"
 # What makes of a text's tokens the next one's probabilities; the rest is how it is computed.
 FUNCTION = ("layers", "width", "heads", "mlp", "vocab", "context")
 FUNCTION += ("layer_norm_epsilon", "scale_attn_by_layer")
+Kind = Literal["run", "imported", "hugging_face", "adapters"]
 T = TypeVar("T")
-
-
-class Foreign:
-    """The arrays of a Hugging Face folder, as `Arrays` has those of a save."""
-
-    def __init__(self, folder: read.Folder, sums: dict[str, int]):
-        """sums: of all arrays, where the folder is our own export; else none."""
-        self._folder, self._sums = folder, sums
-
-    def restore(self, shardings: Any = None) -> dict:
-        flat: Any = traverse_util.flatten_dict(shardings, sep="/") if shardings else {}
-        found = {row.ours: self._folder.array(row.ours, flat.get(row.ours)) for row in TABLE}
-        return traverse_util.unflatten_dict(found, sep="/")
-
-    def check(self, arrays: dict) -> None:
-        self._compare(checksums({PARAMS: arrays}) if self._sums else {})
-
-    def pieces(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        return self._folder.pieces(name)
-
-    def compare(self, name: str, checksum: int) -> None:
-        self._compare({f"{PARAMS}/{name}": checksum})
-
-    def _compare(self, found: dict[str, int]) -> None:
-        if self._sums and (wrong := differing(found, self._sums)):
-            raise DamagedError(f"{wrong} in {RECEIPT}; remove that file if others changed them")
 
 
 @dataclasses.dataclass
@@ -93,7 +65,7 @@ class Source:
     """
 
     place: epath.Path
-    what: Literal["run", "imported", "hugging_face"]
+    what: Kind
     model: Model
     vocabulary: Place | None
     eos_id: int | None
@@ -144,8 +116,8 @@ class Source:
 
 
 def find(place: str | epath.Path, dropout: float | None = None, wait_seconds: int = 600) -> Source:
-    """What is in a folder: a run's --workdir (also on gs://), what `hf/load.py` wrote, or Hugging
-    Face's, which may be written hf:DIR.
+    """What is in a folder: a run's --workdir (also on gs://), what `hf/load.py` wrote, Hugging
+    Face's, which may be written hf:DIR, or PEFT's adapters, merged into their base as it is read.
 
     dropout: of a Hugging Face folder, in place of its own.
     wait_seconds: for the other processes, all of which call it where there are several.
@@ -162,7 +134,7 @@ def find(place: str | epath.Path, dropout: float | None = None, wait_seconds: in
         return _run(folder, wait_seconds)
     if kind == "imported":
         return _imported(folder)
-    return _hugging_face(folder, dropout)
+    return _hugging_face(folder, dropout, wait_seconds)
 
 
 def params(source: Source, mesh: Mesh, wait_seconds: int = 600) -> dict:
@@ -261,7 +233,9 @@ def _together(name: str, act: Callable[[], T], wait_seconds: int) -> T:
     return found[0]
 
 
-def _kind(folder: epath.Path) -> Literal["run", "imported", "hugging_face"]:
+def _kind(folder: epath.Path) -> Kind:
+    if (folder / adapter_config.CONFIG).is_file():
+        return "hugging_face"
     if (folder / IMPORTED).is_file():
         return "imported"
     file = folder / "config.json"
@@ -338,13 +312,18 @@ def _imported(folder: epath.Path) -> Source:
     return Source(folder, "imported", model, vocabulary, eos_id, None, None, facts, arrays)
 
 
-def _hugging_face(place: epath.Path, dropout: float | None) -> Source:
+def _hugging_face(place: epath.Path, dropout: float | None, wait_seconds: int) -> Source:
     if in_cloud(place):
         raise UserError(f"{place} is on gs://, from where no Hugging Face folder is read; copy it")
     path = Path(place)
     if not path.is_dir():
         raise UserError(f"{path} is no folder; name a Hugging Face folder")
-    folder = read.Folder(path, dropout)
+    own = path
+    if adapted := (own / adapter_config.CONFIG).is_file():
+        path = adapter_config.base_of(own)  # from here on
+        folder = Merged(own, path, dropout)
+    else:
+        folder = read.Folder(path, dropout)
 
     def scratch() -> Path:  # for as long as the weights can be read
         made = Path(tempfile.mkdtemp(prefix="vocabulary-"))
@@ -352,6 +331,13 @@ def _hugging_face(place: epath.Path, dropout: float | None) -> Source:
         return made
 
     vocabulary = tokenizer.found_in(path, scratch)
+    if adapted and (its := tokenizer.found_in(own, scratch)) is not None:
+        opened = Vocabulary(its)
+        if vocabulary is None or not same_encoding(opened, Vocabulary(vocabulary)):
+            raise UserError(
+                f"{own} has a tokenizer, {its.name}, that gives other ids than that of its base "
+                f"{path}; adapters belong to the base's, so remove it there"
+            )
     eos_id = folder.settings.get("eos_token_id")
     if vocabulary is not None:
         opened = Vocabulary(vocabulary)
@@ -367,16 +353,18 @@ def _hugging_face(place: epath.Path, dropout: float | None) -> Source:
             )
         eos_id = opened.eos_id
     facts = {
-        "settings_sha256": _sha256(place / "config.json"),
+        "settings_sha256": _sha256(path / "config.json"),
         "vocabulary_sha256": Vocabulary(vocabulary).sha256 if vocabulary else None,
         "files": {file.name: file.stat().st_size for file in folder.files},
         "dtype": folder.dtype,
     }
-    arrays = Foreign(folder, receipt(path)["checksums"])
-    return Source(
-        place, "hugging_face", folder.model, vocabulary, eos_id, None, None, facts, arrays
-    )
+    if adapted:
+        files = {name: _sha256(own / name) for name in (adapter_config.CONFIG, adapters.WEIGHTS)}
+        facts |= {"base": str(path), "adapters": files}
+    arrays = Foreign(folder, receipt(path)["checksums"], wait_seconds)
+    kind: Kind = "adapters" if adapted else "hugging_face"
+    return Source(place, kind, folder.model, vocabulary, eos_id, None, None, facts, arrays)
 
 
-def _sha256(file: epath.Path) -> str:
+def _sha256(file: Path | epath.Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()

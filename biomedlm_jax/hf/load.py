@@ -33,7 +33,7 @@ from biomedlm_jax.start import IMPORTED, PARAMS, RECEIPT
 def load(source: str, output: Path, dropout: float | None = None) -> start.Source:
     """Writes the folder `output`, which appears when it is complete; what it then is.
 
-    source: a Hugging Face folder.
+    source: a Hugging Face folder, or one of PEFT's adapters.
     dropout: in place of that of its config.json.
 
     Raises:
@@ -42,12 +42,13 @@ def load(source: str, output: Path, dropout: float | None = None) -> start.Sourc
     """
     entry.check_output(output)
     found = start.find(source, dropout)
-    if found.what != "hugging_face":
+    if found.what not in ("hugging_face", "adapters"):
         raise UserError(
             f"--source={source} is no Hugging Face folder; what it is can be used as it is"
         )
-    place = Path(found.place)
+    place = Path(found.facts.get("base", found.place))
     everywhere = mesh.everywhere(found.model)
+    adapted = {n: found.facts[n] for n in ("adapters",) if n in found.facts}
     names = [*found.facts["files"], "config.json", *_tokenizer_files(place)]
     with (
         written(output, 4 * found.model.parameters) as folder,
@@ -68,7 +69,12 @@ def load(source: str, output: Path, dropout: float | None = None) -> start.Sourc
             "eos_id": found.eos_id,
             "vocabulary_sha256": None if vocabulary is None else vocabulary.sha256,
             "checksums": checksums({PARAMS: params}),
-            "source": {"name": place.name, "dtype": found.facts["dtype"], "files": files},
+            "source": {
+                "name": place.name,
+                "dtype": found.facts["dtype"],
+                "files": files,
+                **adapted,
+            },
         }
         # The last, for without it the rest is nothing.
         (folder / IMPORTED).write_text(json.dumps(about, indent=2) + "\n")

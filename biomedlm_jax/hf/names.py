@@ -68,10 +68,20 @@ class Row:
         for name, part in zip(listed, parts, strict=True):
             if self.axes[0] == "v":
                 part = part[: model.vocab - start]
-            if self.axes[-1] == "q":
-                split = part.reshape(*part.shape[:-1], model.heads, 3, -1)
-                part = split.swapaxes(-3, -2).reshape(part.shape)
-            yield name, np.ascontiguousarray(part)
+            yield name, np.ascontiguousarray(self.their_order(part, model))
+
+    def their_order(self, array: np.ndarray, model: Model) -> np.ndarray:
+        """Our columns [..., Out], in Hugging Face's order."""
+        if self.axes[-1] != "q":
+            return array
+        split = array.reshape(*array.shape[:-1], model.heads, 3, -1)
+        return split.swapaxes(-3, -2).reshape(array.shape)
+
+    def our_order(self, array: np.ndarray, model: Model) -> np.ndarray:
+        """Hugging Face's columns [..., Out], in our order."""
+        if self.axes[-1] != "q":
+            return array
+        return _columns(range(array.shape[-1]), model, lambda q: array[..., q])
 
     def piece(
         self, index: Index, model: Model, read: Callable[[str, Index], np.ndarray]

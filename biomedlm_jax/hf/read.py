@@ -23,7 +23,7 @@ from biomedlm_jax.arrays import cuts
 from biomedlm_jax.config import Model
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.hf.config import model_of
-from biomedlm_jax.hf.names import EMBEDDING, HEAD, TABLE, Index, match
+from biomedlm_jax.hf.names import EMBEDDING, HEAD, TABLE, Index, Row, match
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -94,7 +94,7 @@ class Folder:
         """array[start:stop] of our array of that name."""
         row = next(row for row in TABLE if row.ours == name)
         rest = (slice(None),) * (len(row.axes) - 1)
-        return row.piece((slice(start, stop), *rest), self.model, self._read)
+        return self._piece(row, (slice(start, stop), *rest))
 
     def array(self, name: str, sharding: Sharding | None = None) -> Any:
         """Our float32 array of that name, such as "blocks/qkv/kernel": a numpy array, or where
@@ -106,17 +106,20 @@ class Folder:
         row = next(row for row in TABLE if row.ours == name)
         shape, _ = row.shapes(self.model)
         if sharding is None:
-            return row.piece(tuple(slice(None) for _ in shape), self.model, self._read)
+            return self._piece(row, tuple(slice(None) for _ in shape))
         pieces: dict[str, np.ndarray] = {}  # devices that hold copies share one
 
         def piece(index: Index | None) -> np.ndarray:
             assert index is not None
             key = repr(index)
             if key not in pieces:
-                pieces[key] = row.piece(index, self.model, self._read)
+                pieces[key] = self._piece(row, index)
             return pieces[key]
 
         return jax.make_array_from_callback(shape, sharding, piece)
+
+    def _piece(self, row: Row, index: Index) -> Float[np.ndarray, "..."]:
+        return row.piece(index, self.model, self._read)
 
     def _read(self, name: str, index: Index) -> Float[np.ndarray, "..."]:
         found = self._tensors[name].read(index).astype(np.float32, copy=False)
@@ -151,7 +154,7 @@ def tensors(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
     kind = next((name for name in WEIGHTS if (folder / name).is_file()), None)
     if kind is None:
         raise UserError(f"{folder} has no weights; looked for {', '.join(WEIGHTS)}")
-    reader = _safetensors if kind in (SINGLE, INDEX) else _torch
+    reader = safetensors_in if kind in (SINGLE, INDEX) else _torch
     if kind in (SINGLE, TORCH):
         return reader(folder / kind), [folder / kind]
     placed = read_json(folder / kind).get("weight_map")
@@ -197,7 +200,9 @@ def read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _safetensors(file: Path) -> dict[str, Tensor]:
+def safetensors_in(file: Path) -> dict[str, Tensor]:
+    """Raises UserError: it can not be read, or is not whole."""
+
     def of(name: str) -> Callable[[Index], np.ndarray]:
         def read(index: Index) -> np.ndarray:
             # Opened each time: what was mapped and read would count as this process's memory.
