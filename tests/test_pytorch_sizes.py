@@ -96,7 +96,11 @@ def test_125m(tmp_path):
     moved = [{name: new[name] - before[name] for name in new} for new in (updated, after)]
     far = max((peer.apart(moved[0][n], moved[1][n]), n) for n in after if "c_attn.bias" not in n)
     print("updates:", far)
-    assert far[0] < 1e-3
+    assert far[0] < 5e-3  # at eps 1e-8, rounding decides the sign where a gradient is almost 0
+    update = our_update(experiment)
+    same = max(np.abs(update(before[n], gradients[n]) - after[n]).max() for n in after)
+    print("of one gradient:", same)
+    assert same < 1e-6
 
 
 @pytest.mark.slow
