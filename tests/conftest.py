@@ -6,7 +6,6 @@ Warnings are errors (pyproject.toml). Shapes in signatures are checked at run ti
 import dataclasses
 import functools
 import gc
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,11 +13,6 @@ from pathlib import Path
 import hypothesis
 import jaxtyping
 import pytest
-
-ROOT = Path(__file__).parent.parent
-# What one test compiled serves the others, in all processes that they start too.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "compiled"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 CHECKED = [
     "biomedlm_jax.model",
@@ -49,6 +43,7 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # timing is for 
 hypothesis.settings.load_profile("untimed")
 jax.config.update("jax_num_cpu_devices", 8)
 
+ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 TINY = config.Experiment(
     start="",
