@@ -118,11 +118,9 @@ def test_2p7b(tmp_path):
 
     flat = flattened(peer.drawn(model, seed=0, spread=0.02))
     vocabulary = peer.vocabulary_of(model.vocab, tmp_path)
-    peer.exported(traverse_util.unflatten_dict(flat, sep="/"), model, vocabulary, tmp_path / "hf")
+    peer.exported(nested(flat), model, vocabulary, tmp_path / "hf")
     tell("exported")
-    shardings = traverse_util.flatten_dict(
-        step.state_shardings(experiment, devices).params, sep="/"
-    )
+    shardings = flattened(step.state_shardings(experiment, devices).params)
     params = {}
     for name in list(flat):  # one by one, or there are two of each for a while
         params[name] = jax.block_until_ready(jax.device_put(flat.pop(name), shardings[name]))
