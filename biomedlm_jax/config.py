@@ -163,12 +163,13 @@ class Run:
     spike_sigmas: float  # a loss so far above the mean of those before is reported; 0 is never
     hang_seconds: int  # without a step, and the process reports itself and ends; 0 is never
     wait_seconds: int  # for other hosts, before the missing ones are named
+    tpu_vmem_mib: int  # of a TPU's VMEM that XLA may give to one operation; 0 is its own choice
 
     def __post_init__(self) -> None:
         _positive(self, "run", "steps", "accumulate", "log_every", "eval_batches", "keep")
         _positive(self, "run", "wait_seconds")
         others = ["seed", "eval_every", "sample_tokens", "save_every", "keep_every"]
-        others += ["max_skipped", "spike_sigmas", "hang_seconds"]
+        others += ["max_skipped", "spike_sigmas", "hang_seconds", "tpu_vmem_mib"]
         _positive(self, "run", *others, or_zero=True)
         if self.keep_every and (not self.save_every or self.keep_every % self.save_every):
             raise UserError(
@@ -216,6 +217,7 @@ FREE_TO_CHANGE = (
     "run.spike_sigmas",
     "run.hang_seconds",
     "run.wait_seconds",
+    "run.tpu_vmem_mib",
 )
 
 

@@ -5,12 +5,14 @@
   n heads         h head dim          q heads x (query, key, value) x head dim, joined
   v vocabulary    l layers
 
-Mesh axes: `data` holds copies of the parameters, `fsdp` the pieces in which one copy is stored,
+Mesh axes: `data` holds copies of the parameters in use, `fsdp` the pieces in which one is stored,
 `model` the pieces in which a layer is computed, `context` the pieces in which a sequence is. The
 batch is split over `data` and `fsdp`. The whole step runs under one `jax.shard_map`, so the model
 sees per-device arrays: what it calls [B, S, F] has B / (data * fsdp) rows, T / context positions
 and F / model columns.
 """
+
+from typing import Any
 
 import jax
 from flax import nnx
@@ -19,12 +21,14 @@ from jaxtyping import Array, Shaped
 
 Places = dict[str, tuple[str, ...]]
 
+# Over `data` copies of a layer would be the same, so each holds some layers of the stack instead.
 # Over `fsdp` a kernel is split by rows, never by columns: TPU tiles are 8 x 128, and a width of
 # 2560 split 16 times gives 160 rows, a multiple of 8, but 160 columns, not a multiple of 128.
 STORED: Places = {
     "d": ("fsdp",),
     "e": ("model", "fsdp"),
     "f": ("model", "fsdp"),
+    "l": ("data",),  # where it divides the layers
     "q": ("model",),
     "v": ("model", "fsdp"),
 }
@@ -52,6 +56,12 @@ def spec(axes: str, places: Places) -> PartitionSpec:
     return PartitionSpec(*parts)
 
 
+def stored(axes: str) -> PartitionSpec:
+    """Of a parameter. A vector is stored as it is used: the bytes are few, and to bring a dozen of
+    them together in each layer is a dozen times waiting for the network."""
+    return spec(axes, STORED if len(axes) > 1 else IN_USE)
+
+
 def parameter(axes: str, value: jax.Array) -> nnx.Param:
     return nnx.Param(value, axes=axes)
 
@@ -65,10 +75,30 @@ def in_use(param: nnx.Param, dtype: jax.typing.DTypeLike) -> jax.Array:
     value = param[...].astype(dtype)
     if jax.lax.axis_size("fsdp") == 1:  # to gather one piece is to copy it
         return value
-    for axis, part in enumerate(spec(param.axes, STORED)):
+    for axis, part in enumerate(stored(param.axes)):
         if part and "fsdp" in part:
             value = jax.lax.all_gather(value, "fsdp", axis=axis, tiled=True)
     return value
+
+
+def all_layers(params: Any, specs: Any, dtype: jax.typing.DTypeLike) -> Any:
+    """Parameters, of which each device of `data` stores some layers, with all of them: kernels in
+    `dtype`, in which they are used, so that it travels; vectors as they are. Once a step.
+
+    params, specs: trees of arrays and of how they are stored.
+    """
+
+    def gathered(value: jax.Array, spec: PartitionSpec) -> jax.Array:
+        if not layers_over_data(spec):
+            return value
+        value = value.astype(dtype) if value.ndim == 3 else value
+        return jax.lax.all_gather(value, "data", axis=0, tiled=True)
+
+    return jax.tree.map(gathered, params, specs)
+
+
+def layers_over_data(spec: PartitionSpec) -> bool:
+    return bool(spec) and spec[0] in ("data", ("data",))
 
 
 def mine(whole: Shaped[Array, "B T ..."]) -> Shaped[Array, "B S ..."]:

@@ -19,7 +19,7 @@ def table(experiment: Experiment, mesh: Mesh | AbstractMesh | dict[str, int]) ->
     if isinstance(mesh, dict):
         mesh = AbstractMesh(tuple(mesh.values()), tuple(mesh))
     state = jax.eval_shape(lambda: step.init(experiment))
-    specs = step.state_specs(experiment)
+    specs = step.state_specs(experiment, mesh.shape)
 
     lines = [("parameter", "shape", "dtype", "split over", "on a device", "bytes there")]
     places = jax.tree.leaves(specs.params)

@@ -146,7 +146,8 @@ def params(source: Source, mesh: Mesh, wait_seconds: int = 600) -> dict:
     Raises:
       UserError: they are damaged, or can not be read; on all processes.
     """
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), gpt.specs(source.model))
+    specs = gpt.specs(source.model, mesh.shape)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
     def act() -> dict:
         found = _together("weights", lambda: source.arrays.restore(shardings), wait_seconds)

@@ -8,7 +8,7 @@ parameter (its transpose scatters the gradient), a product over a split axis is 
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import cast
 
@@ -22,7 +22,15 @@ from jaxtyping import Array, Bool, Float, Int
 from biomedlm_jax.config import Experiment
 from biomedlm_jax.kernels.dropout import Seed, step_seed
 from biomedlm_jax.kernels.varying import axes_of, marked
-from biomedlm_jax.layout import BATCH, IN_USE, LABELS, in_use, mine, spec
+from biomedlm_jax.layout import (
+    BATCH,
+    IN_USE,
+    LABELS,
+    all_layers,
+    layers_over_data,
+    mine,
+    spec,
+)
 from biomedlm_jax.model import gpt
 from biomedlm_jax.objective import continues, next_token
 from biomedlm_jax.optimizer import adamw, clip, mesh_axes, norms, schedule
@@ -47,9 +55,10 @@ class State:
         return self.params if self.average is None else self.average
 
 
-def state_specs(experiment: Experiment) -> State:
-    """How the state is stored: AdamW's moments lie where their parameter lies."""
-    params, tx = gpt.specs(experiment.model), adamw(experiment)
+def state_specs(experiment: Experiment, axes: Mapping[str, int]) -> State:
+    """How the state is stored on a mesh of these axes: AdamW's moments lie where their parameter
+    lies."""
+    params, tx = gpt.specs(experiment.model, axes), adamw(experiment)
     shapes = jax.eval_shape(lambda: tx.init(gpt.init(experiment.model, jax.random.key(0))))
     opt_state = optax.tree.map_params(
         tx, lambda _, spec: spec, shapes, params, transform_non_params=lambda _: PartitionSpec()
@@ -59,7 +68,7 @@ def state_specs(experiment: Experiment) -> State:
 
 
 def state_shardings(experiment: Experiment, mesh: Mesh) -> State:
-    return jax.tree.map(lambda s: NamedSharding(mesh, s), state_specs(experiment))
+    return jax.tree.map(lambda s: NamedSharding(mesh, s), state_specs(experiment, mesh.shape))
 
 
 def init(experiment: Experiment, params: dict | None = None) -> State:
@@ -91,7 +100,8 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Callable:
       added to the parameters. param_norm: after the update.
     skipped: updates left out in a row, this one included.
     """
-    graph, specs, tx = gpt.graph(experiment.model), state_specs(experiment), adamw(experiment)
+    graph, specs = gpt.graph(experiment.model), state_specs(experiment, mesh.shape)
+    tx = adamw(experiment)
     rate, chosen = schedule(experiment), experiment.optimizer
 
     def local(
@@ -122,7 +132,8 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Callable:
             lambda x: x.reshape(-1, each, *x.shape[1:]), (tokens, segments, weights)
         )
         rows = jax.lax.axis_index(BATCH) * len(tokens) + jnp.arange(0, len(tokens), each)
-        nats, grads = gradients(mean_loss, state.params, specs.params, (*parts, rows))
+        dtype = experiment.model.compute_dtype
+        nats, grads = gradients(mean_loss, state.params, specs.params, (*parts, rows), dtype)
 
         grad_norms = norms(grads, specs.params)
         norm = grad_norms[""]
@@ -159,13 +170,21 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Callable:
     ) -> tuple[State, dict]:
         return sharded(state, tokens, segments, counted)
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=compiler_options(experiment, mesh))
+
+
+def compiler_options(experiment: Experiment, mesh: Mesh) -> dict[str, str] | None:
+    """What XLA is told for this mesh."""
+    vmem = experiment.run.tpu_vmem_mib
+    if mesh.devices.flat[0].platform != "tpu" or not vmem:
+        return None
+    return {"xla_tpu_scoped_vmem_limit_kib": str(vmem * 1024)}
 
 
 def eval_step(experiment: Experiment, mesh: Mesh, groups: int) -> Callable:
     """Returns evaluate(params, tokens [B, T], segments [B, T] | None, group [B, T - 1]) -> nats
     [groups], summed over the labels of each group; one of group -1 is no label."""
-    graph = gpt.graph(experiment.model)
+    graph, specs = gpt.graph(experiment.model), gpt.specs(experiment.model, mesh.shape)
 
     def evaluate(
         params: dict,
@@ -174,27 +193,28 @@ def eval_step(experiment: Experiment, mesh: Mesh, groups: int) -> Callable:
         group: Int[Array, "B T-1"],
     ) -> Float[Array, "{groups}"]:
         counts = group >= 0 if segments is None else (group >= 0) & continues(segments)
+        params = all_layers(params, specs, experiment.model.compute_dtype)
         _, nats = loss(experiment, graph, params, tokens, segments, counts, None)
         of = mine(jnp.pad(group, [(0, 0), (0, 1)]))
         sums = jnp.zeros(groups).at[of].add(nats)  # those that do not count are 0
         return jax.lax.psum(sums, LABELS)
 
-    in_specs = (gpt.specs(experiment.model), BATCH_SPEC, BATCH_SPEC, BATCH_SPEC)
+    in_specs = (specs, BATCH_SPEC, BATCH_SPEC, BATCH_SPEC)
     return jax.jit(jax.shard_map(evaluate, mesh=mesh, in_specs=in_specs, out_specs=PartitionSpec()))
 
 
 def forward(experiment: Experiment, mesh: Mesh) -> Callable:
     """Returns forward(params, tokens [B, T], segments [B, T] | None) -> float32 logits
     [B, T, model.vocab], no dropout."""
-    graph = gpt.graph(experiment.model)
+    graph, specs = gpt.graph(experiment.model), gpt.specs(experiment.model, mesh.shape)
 
     def local(
         params: dict, tokens: Int[Array, "B T"], segments: Int[Array, "B T"] | None
     ) -> Float[Array, "B S V"]:
-        model = nnx.merge(graph, params)
+        model = nnx.merge(graph, all_layers(params, specs, experiment.model.compute_dtype))
         return model.tokens.logits(model(tokens, segments))
 
-    in_specs = (gpt.specs(experiment.model), BATCH_SPEC, BATCH_SPEC)
+    in_specs = (specs, BATCH_SPEC, BATCH_SPEC)
     whole = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=spec("bsv", IN_USE))
     vocab = experiment.model.vocab
     return jax.jit(
@@ -217,10 +237,11 @@ def loss(
     assert (segments is not None) == experiment.data.segment_ids
     model = nnx.merge(graph, params)
     with jax.numpy_dtype_promotion("strict"):
-        hidden = model(tokens, segments, seed, first_row)
+        table = model.tokens.gathered(experiment.model.compute_dtype)
+        hidden = model(tokens, segments, seed, first_row, table)
     return next_token(
         hidden,
-        in_use(model.tokens.table, hidden.dtype),
+        table,
         tokens,
         weights,
         vocab=experiment.model.vocab,
@@ -229,33 +250,44 @@ def loss(
 
 
 def gradients(
-    loss_fn: Callable, params: dict, specs: dict, parts: tuple
+    loss_fn: Callable, params: dict, specs: dict, parts: tuple, dtype: jax.typing.DTypeLike
 ) -> tuple[Float[Array, ""], dict]:
     """Loss and gradients of the whole batch. `loss_fn(params, part)` gives the share of what is
     made small, and of the loss to report, that a part of this device's rows has; parts: arrays
-    [parts, ...], one after the other.
+    [parts, ...], one after the other. dtype: that products are computed in.
 
     A parameter is marked as different on every device of the batch axes it is not stored over,
     so that its gradient stays a device's own until it is summed here, once and in float32, and
-    not in every layer's backward pass.
+    not in every layer's backward pass. Where `data` stores the layers of a stack, that sum leaves
+    each device those that it stores.
     """
 
     def elsewhere(spec: PartitionSpec) -> tuple[str, ...]:
         return tuple(axis for axis in LABELS if axis not in mesh_axes(spec))
 
-    own = jax.tree.map(lambda p, s: jax.lax.pcast(p, elsewhere(s), to="varying"), params, specs)
+    def summed(grad: Array, spec: PartitionSpec) -> Array:
+        grad = jax.lax.psum(grad.astype(jnp.float32), elsewhere(spec))
+        if layers_over_data(spec):
+            grad = jax.lax.psum_scatter(grad, "data", scatter_dimension=0, tiled=True)
+        return grad
+
+    own = jax.tree.map(
+        lambda p, s: jax.lax.pcast(p, elsewhere(s), to="varying"),
+        all_layers(params, specs, dtype),
+        specs,
+    )
     one = jax.value_and_grad(loss_fn, has_aux=True)
 
     def add(sums: tuple, part: tuple) -> tuple[tuple, None]:
         (_, loss), grads = one(own, part)
-        return jax.tree.map(jnp.add, sums, (loss, grads)), None
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, (loss, grads)), None
 
     if len(parts[0]) == 1:
         (_, loss), grads = one(own, jax.tree.map(lambda x: x[0], parts))
     else:
-        zeros = jax.tree.map(lambda p: marked(jnp.zeros_like(p), axes_of(p)), own)
+        zeros = jax.tree.map(lambda p: marked(jnp.zeros(p.shape), axes_of(p)), own)
         (loss, grads), _ = jax.lax.scan(add, (marked(jnp.float32(0), LABELS), zeros), parts)
-    grads = jax.tree.map(lambda g, s: jax.lax.psum(g, elsewhere(s)), grads, specs)
+    grads = jax.tree.map(summed, grads, specs)
     return jax.lax.psum(loss, LABELS), grads
 
 

@@ -63,5 +63,6 @@ def get_config() -> ConfigDict:
         spike_sigmas=6.0,
         hang_seconds=600,
         wait_seconds=120,
+        tpu_vmem_mib=0,
     )
     return config

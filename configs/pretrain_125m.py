@@ -68,5 +68,6 @@ def get_config() -> ConfigDict:
         spike_sigmas=6.0,
         hang_seconds=1800,
         wait_seconds=600,
+        tpu_vmem_mib=0,
     )
     return config

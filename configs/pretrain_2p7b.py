@@ -71,5 +71,8 @@ def get_config() -> ConfigDict:
         spike_sigmas=6.0,
         hang_seconds=1800,
         wait_seconds=600,
+        # xla_tpu_scoped_vmem_limit_kib, of 128 MiB on v5e. XLA's estimate of this step on v5e-256:
+        # see WORKSPACE.md, 2026-11-30; its own 16 MiB leave weight gradients half as large blocks.
+        tpu_vmem_mib=28,
     )
     return config

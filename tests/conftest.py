@@ -91,6 +91,7 @@ TINY = config.Experiment(
         max_skipped=0,
         spike_sigmas=0.0,
         hang_seconds=0,
+        tpu_vmem_mib=0,
         wait_seconds=60,
     ),
 )

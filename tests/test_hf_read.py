@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,13 @@ def hidden(model, mesh, params, ids) -> np.ndarray:
     from flax import nnx
     from jax.sharding import PartitionSpec
 
-    graph = gpt.graph(model)
+    graph, specs = gpt.graph(model), gpt.specs(model, mesh.shape)
     run = jax.shard_map(
-        lambda params, tokens: nnx.merge(graph, params)(tokens),
+        lambda params, tokens: nnx.merge(graph, all_layers(params, specs, model.compute_dtype))(
+            tokens
+        ),
         mesh=mesh,
-        in_specs=(gpt.specs(model), step.BATCH_SPEC),
+        in_specs=(specs, step.BATCH_SPEC),
         out_specs=PartitionSpec(("data", "fsdp"), "context"),
     )
     return np.asarray(jax.jit(run)(params, np.array([ids], np.int32)))[0]
@@ -169,7 +172,8 @@ def test_folders_of_transformers_on_a_mesh(kind, tmp_path):
     for shape in MESHES:
         _, mesh = on(experiment_of(source.model), *shape)
         params = start.params(source, mesh)
-        expected = jax.tree.map(lambda s: NamedSharding(mesh, s), gpt.specs(source.model))  # noqa: B023
+        specs = gpt.specs(source.model, mesh.shape)
+        expected = jax.tree.map(partial(NamedSharding, mesh), specs)
         assert jax.tree.map(lambda x: x.sharding, params) == expected
         back = dict(names.to_hf(jax.device_get(params), source.model))
         assert back.keys() == tensors.keys()

@@ -221,7 +221,7 @@ def gradients_of(experiment: config.Experiment, devices, group: list[str]) -> Ca
     """gradients(params of the group, the others, tokens) -> (loss, gradients of the group), by the
     code of `step.train_step`; parameters by their paths."""
     graph = gpt.graph(experiment.model)
-    specs = flattened(gpt.specs(experiment.model))
+    specs = flattened(gpt.specs(experiment.model, devices.shape))
     wanted = {name: specs.pop(name) for name in group}
 
     def local(chosen, others, tokens):
@@ -232,7 +232,8 @@ def gradients_of(experiment: config.Experiment, devices, group: list[str]) -> Ca
             total, nats = step.loss(experiment, graph, params, part[0], None, weights, None)
             return total, nats.sum() / weights.size
 
-        return step.gradients(mean_loss, chosen, wanted, (tokens[None],))
+        dtype = experiment.model.compute_dtype
+        return step.gradients(mean_loss, chosen, wanted, (tokens[None],), dtype)
 
     in_specs, out_specs = (wanted, specs, step.BATCH_SPEC), (PartitionSpec(), wanted)
     return jax.jit(jax.shard_map(local, mesh=devices, in_specs=in_specs, out_specs=out_specs))

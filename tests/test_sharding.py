@@ -98,4 +98,6 @@ def test_cpu_devices_that_do_not_split_over_processes_are_refused():
 def test_specs_are_those_of_the_state():
     """The table takes specs and arrays in the same order."""
     params = jax.eval_shape(lambda: step.init(TINY)).params
-    assert jax.tree.structure(params) == jax.tree.structure(step.state_specs(TINY).params)
+    assert jax.tree.structure(params) == jax.tree.structure(
+        step.state_specs(TINY, {"data": 1}).params
+    )

@@ -70,6 +70,7 @@ EXPERIMENT = Experiment(
         spike_sigmas=0.0,
         hang_seconds=0,
         wait_seconds=60,
+        tpu_vmem_mib=0,
     ),
 )
 

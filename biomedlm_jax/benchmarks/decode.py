@@ -66,7 +66,7 @@ def ours() -> Callable[[str, int], list[list[int]]]:
     from biomedlm_jax.model import gpt
 
     mesh = for_generation(MODEL)
-    places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), gpt.specs(MODEL))
+    places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), gpt.specs(MODEL, mesh.shape))
     init = jax.jit(lambda: gpt.init(MODEL, jax.random.key(SEED)), out_shardings=places)
     params, numbers = init(), Numbers()
     engines = {

@@ -72,7 +72,7 @@ class Programs:
     def __init__(self, model: Model, mesh: Mesh) -> None:
         self.model, self.mesh = model, mesh
         self._graph = gpt.graph(model, apart=True)
-        state, weights = _state_specs(model), decode.weight_specs(model)
+        state, weights = _state_specs(model), decode.weight_specs(model, mesh.shape)
         rows = Options(*[_ROW] * 5)  # pyright: ignore
         self.prompt = self._compiled(self._prompt, (weights, _ROWS, _ROW, rows), state)
         self.token = self._compiled(self._token, (weights, state), state, donated=1)

@@ -29,3 +29,11 @@ def marked(tree: Tree, axes: Iterable[str]) -> Tree:
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(mark, tree)
+
+
+def unwritten(
+    shape: tuple[int, ...], dtype: jax.typing.DTypeLike, axes: Iterable[str]
+) -> jax.Array:
+    """An array that varies over `axes`, to be written before it is read: on chips it has no values
+    yet, for to set a stack of all layers' activations to zero takes as long as a layer."""
+    return marked(jax.lax.empty(shape, dtype), axes)

@@ -7,7 +7,7 @@ stacked parameter would be copied at each token, which costs as much as to use i
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +21,9 @@ from biomedlm_jax.kernels.attention.api import attention_qkv
 from biomedlm_jax.kernels.attention.block_sizes import device
 from biomedlm_jax.kernels.attention.cached import attend
 from biomedlm_jax.kernels.products import times_turned
-from biomedlm_jax.layout import BATCH, IN_USE, STORED, in_use, parameter, spec
+from biomedlm_jax.layout import BATCH, IN_USE, in_use, parameter, stored
 from biomedlm_jax.model import gpt
+from biomedlm_jax.model.layers import rows_of
 
 LINEAR = ("qkv", "out", "up", "down")  # what runs in the compute dtype
 
@@ -42,8 +43,8 @@ class Cache(NamedTuple):
     values: list[Float[Array, "M S H"]]
 
 
-def weight_specs(model: Model) -> Weights:
-    return Weights(gpt.specs(model, apart=True), spec("vd", STORED))  # pyright: ignore
+def weight_specs(model: Model, axes: Mapping[str, int]) -> Weights:
+    return Weights(gpt.specs(model, axes, apart=True), stored("vd"))  # pyright: ignore
 
 
 def cache_dtype(model: Model) -> jnp.dtype:
@@ -63,7 +64,7 @@ def weights(params: dict, model: Model, mesh: Mesh) -> Weights:
     Kernels are cast to the compute dtype once, which is what training does at each use.
     """
     # The same devices in another order, perhaps; then they are told so, and nothing moves.
-    return _apart(model, mesh)(jax.device_put(params, _places(gpt.specs(model), mesh)))
+    return _apart(model, mesh)(jax.device_put(params, _places(gpt.specs(model, mesh.shape), mesh)))
 
 
 @functools.cache
@@ -79,7 +80,7 @@ def _apart(model: Model, mesh: Mesh) -> Callable[[dict], Weights]:
         table = params["tokens"]["table"]
         return Weights({**params, "blocks": layers}, table.astype(dtype))
 
-    return jax.jit(apart, out_shardings=_places(weight_specs(model), mesh))
+    return jax.jit(apart, out_shardings=_places(weight_specs(model, mesh.shape), mesh))
 
 
 def _places(specs: Any, mesh: Mesh) -> Any:
@@ -165,11 +166,12 @@ def _layers(
     attention: Callable,
 ) -> Float[Array, "B T D"]:
     model = nnx.merge(graph, weights.params)
-    x = model.tokens(tokens) + in_use(model.positions, jnp.float32)[positions]
-    x = x.astype(model.model.compute_dtype)
+    table = model.tokens.gathered(model.model.compute_dtype)
+    x = rows_of(table, tokens).astype(jnp.float32)
+    x = (x + in_use(model.positions, jnp.float32)[positions]).astype(model.model.compute_dtype)
     for layer, block in enumerate(model.blocks):
-        index = jnp.int32(layer)
-        x = block.residual(x, lambda x, b=block, i=index: attention(b, i, x))
+        middle = block.joined(x, attention(block, jnp.int32(layer), block.ln_1(x)))
+        x = block.lowered(middle, block.raised(middle))
     return model.ln_f(x)
 
 

@@ -5,13 +5,13 @@ device, always under `jax.shard_map` (see `layout`), also when the mesh is 1 x 1
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -19,21 +19,23 @@ from biomedlm_jax.config import Model
 from biomedlm_jax.kernels.attention.api import attention_qkv
 from biomedlm_jax.kernels.attention.block_sizes import device
 from biomedlm_jax.kernels.dropout import Seed, dropout, fold
-from biomedlm_jax.layout import BATCH, IN_USE, STORED, in_use, mine, parameter, spec
-from biomedlm_jax.model.layers import Embedding, LayerNorm, Linear
+from biomedlm_jax.layout import BATCH, IN_USE, STORED, in_use, mine, parameter, spec, stored
+from biomedlm_jax.model import layers_by_hand
+from biomedlm_jax.model.layers import Embedding, LayerNorm, Linear, Statistics, rows_of
 
-# What the backward pass finds stored: everything, the operands of the costly products, or only
-# the residual stream between layers.
-REMAT = {
-    "none": jax.checkpoint_policies.everything_saveable,
-    "named": jax.checkpoint_policies.save_only_these_names(
-        "qkv", "attended", "logsumexp", "middle", "up"
-    ),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+
+class Same(NamedTuple):
+    """What all layers are told."""
+
+    segments: Int[Array, "B T"] | None
+    seed: Seed | None  # of dropout; None switches it off
+    first_row: Int[Array, ""]  # where this device's rows begin in the whole batch
 
 
 class Block(nnx.Module):
+    """One layer. Its four parts are cut where `model/layers_by_hand.py` keeps what is between them
+    for the backward pass."""
+
     def __init__(self, model: Model, *, rngs: nnx.Rngs, apart: bool = False):
         sizes, std = axis_sizes(model), model.init_std
         linear = partial(Linear, sizes=sizes, rngs=rngs, turned=apart)
@@ -47,75 +49,88 @@ class Block(nnx.Module):
         self.model = model
 
     def __call__(
+        self, x: Float[Array, "B S D"], layer: Int[Array, ""], same: Same
+    ) -> Float[Array, "B S D"]:
+        product, bias = self.projected(x), self.qkv_bias(x.dtype)
+        impl = self.model.attention
+        attended = attention_qkv(product, bias, impl=impl, **self.attention(product, layer, same))
+        of_attention, of_mlp = self.dropouts(x, layer, same)
+        middle = self.joined(x, attended, of_attention)
+        return self.lowered(middle, self.raised(middle), of_mlp)
+
+    def projected(
         self,
         x: Float[Array, "B S D"],
-        layer: Int[Array, ""],
-        segments: Int[Array, "B T"] | None,
-        seed: Seed | None,
-        first_row: Int[Array, ""],
-    ) -> Float[Array, "B S D"]:
-        seeds = [None] * 3 if seed is None else [fold(fold(seed, layer), site) for site in range(3)]
-        place = {"first_row": first_row, "first_position": first_position(x)}
-        dropped = partial(dropout, rate=self.model.dropout, **place)
-        return self.residual(
-            x,
-            lambda x: self.attention(x, layer, segments, seeds[0], first_row),
-            *(partial(dropped, seed=seed) for seed in seeds[1:]),
+        statistics: Statistics | None = None,
+    ) -> Float[Array, "B T Q"]:
+        """What attention works on, without the bias. Where a sequence is cut, devices
+        exchange positions for heads before attention and back after it (Ulysses, arXiv 2309.14509),
+        and the kernels see all of T."""
+        product = self.qkv.product(self.ln_1(x, statistics))
+        (split,) = IN_USE["s"]
+        if jax.lax.axis_size(split) > 1:
+            product = jax.lax.all_to_all(product, split, 2, 1, tiled=True)
+        return product
+
+    def qkv_bias(self, dtype: jax.typing.DTypeLike) -> Float[Array, "Q"]:
+        """Of the heads of `projected`."""
+        bias, (split,) = in_use(self.qkv.bias, dtype), IN_USE["s"]
+        if (pieces := jax.lax.axis_size(split)) > 1:
+            bias = bias.reshape(pieces, -1)[jax.lax.axis_index(split)]
+        return bias
+
+    def attention(self, product: Float[Array, "B T Q"], layer: Int[Array, ""], same: Same) -> dict:
+        """How `product` is attended to: options of `attention_qkv`."""
+        heads = product.shape[2] // (3 * self.model.head_dim)
+        seed = None if same.seed is None else fold(fold(same.seed, layer), 0)
+        return dict(
+            head_dim=self.model.head_dim,
+            scale=self.scale(layer),
+            segment_ids=same.segments,
+            dropout_rate=self.model.dropout if seed is not None else 0.0,
+            dropout_seed=seed,
+            first_row=same.first_row,
+            first_head=jax.lax.axis_index(IN_USE["n"]) * heads,
         )
-
-    def residual(
-        self,
-        x: Float[Array, "B S D"],
-        attend: Callable[[Array], Array],
-        *branches: Callable[[Array], Array],
-    ) -> Float[Array, "B S D"]:
-        """Both branches around one way to attend, [B, S, D] -> [B, S, E].
-
-        branches: what becomes of what each of the two adds.
-        """
-        of_attention, of_mlp = branches or (lambda y: y,) * 2
-        x = x + of_attention(self.out(attend(self.ln_1(x))))
-        x = checkpoint_name(x, "middle")
-        up = checkpoint_name(self.up(self.ln_2(x)), "up")
-        return x + of_mlp(self.down(jax.nn.gelu(up, approximate=True)))
 
     def scale(self, layer: Int[Array, ""]) -> Float[Array, ""] | float:
         """Of attention scores."""
         divisor = (layer + 1).astype(jnp.float32) if self.model.scale_attn_by_layer else 1.0
         return self.model.head_dim**-0.5 / divisor
 
-    def attention(
+    def dropouts(
+        self, x: Float[Array, "B S D"], layer: Int[Array, ""], same: Same
+    ) -> tuple[Callable[[Array], Array], ...]:
+        """Of what attention and the MLP add to the residual stream."""
+        seeds = [None if same.seed is None else fold(fold(same.seed, layer), i) for i in (1, 2)]
+        place = {"first_row": same.first_row, "first_position": first_position(x)}
+        return tuple(partial(dropout, rate=self.model.dropout, seed=s, **place) for s in seeds)
+
+    def joined(
         self,
         x: Float[Array, "B S D"],
-        layer: Int[Array, ""],
-        segments: Int[Array, "B T"] | None,
-        seed: Seed | None,
-        first_row: Int[Array, ""],
-    ) -> Float[Array, "B S E"]:
-        """Where a sequence is computed in pieces, devices exchange positions for heads before
-        attention and back after it (Ulysses, arXiv 2309.14509), and the kernels see all of T."""
-        product, bias = self.qkv.product(x), in_use(self.qkv.bias, x.dtype)
+        attended: Float[Array, "B T A"],
+        drop: Callable[[Array], Array] = lambda y: y,
+        kernel: Float[Array, "E D"] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """attended: of this device's heads, see `projected`. kernel: `out.gathered`, if at hand."""
         (split,) = IN_USE["s"]
-        pieces = jax.lax.axis_size(split)
-        if pieces > 1:
-            product = jax.lax.all_to_all(product, split, 2, 1, tiled=True)
-            bias = bias.reshape(pieces, -1)[jax.lax.axis_index(split)]
-        heads = product.shape[2] // (3 * self.model.head_dim)
-        attended = attention_qkv(
-            product,
-            bias,
-            head_dim=self.model.head_dim,
-            scale=self.scale(layer),
-            segment_ids=segments,
-            dropout_rate=self.model.dropout if seed is not None else 0.0,
-            dropout_seed=seed,
-            first_row=first_row,
-            first_head=jax.lax.axis_index(IN_USE["n"]) * heads,
-            impl=self.model.attention,
-        )
-        if pieces > 1:
+        if jax.lax.axis_size(split) > 1:
             attended = jax.lax.all_to_all(attended, split, 1, 2, tiled=True)
-        return attended
+        return x + drop(self.out(attended, kernel))
+
+    def raised(
+        self, middle: Float[Array, "B S D"], statistics: Statistics | None = None
+    ) -> Float[Array, "B S F"]:
+        return self.up(self.ln_2(middle, statistics))
+
+    def lowered(
+        self,
+        middle: Float[Array, "B S D"],
+        up: Float[Array, "B S F"],
+        drop: Callable[[Array], Array] = lambda y: y,
+    ) -> Float[Array, "B S D"]:
+        return middle + drop(self.down(jax.nn.gelu(up, approximate=True)))
 
 
 class GPT(nnx.Module):
@@ -141,6 +156,7 @@ class GPT(nnx.Module):
         segments: Int[Array, "B T"] | None = None,
         seed: Seed | None = None,
         first_row: Int[Array, ""] | None = None,
+        table: Float[Array, "V D"] | None = None,
     ) -> Float[Array, "B S D"]:
         """What follows the last LayerNorm, at the positions that this device computes;
         `tokens.logits` makes logits of it, `objective` a loss.
@@ -150,11 +166,14 @@ class GPT(nnx.Module):
         seed: of dropout; None switches it off.
         first_row: where tokens[0] stands in the whole batch, for dropout; None where this device's
           rows are given all at once.
+        table: `tokens.gathered` in the compute dtype, where the caller has it.
         """
         if first_row is None:
             first_row = jax.lax.axis_index(BATCH) * tokens.shape[0]
         positions = in_use(self.positions, jnp.float32)[None, : tokens.shape[1]]
-        x = self.tokens(mine(tokens)) + mine(positions)
+        if table is None:
+            table = self.tokens.gathered(self.model.compute_dtype)
+        x = rows_of(table, mine(tokens)).astype(jnp.float32) + mine(positions)
         embedding_seed = None if seed is None else fold(seed, self.model.layers)
         x = dropout(
             x,
@@ -164,19 +183,25 @@ class GPT(nnx.Module):
             first_position=first_position(x),
         )
 
+        x = x.astype(self.model.compute_dtype)
+        return self.ln_f(self._layers(x, Same(segments, seed, first_row)))
+
+    def _layers(self, x: Float[Array, "B S D"], same: Same) -> Float[Array, "B S D"]:
+        if self.model.remat == "named":
+            graph, params = nnx.split(self.blocks, nnx.Param)
+            return layers_by_hand.through(graph, nnx.to_pure_dict(params), x, same)
+
         def layer(x, inputs):
             block, index = inputs
-            return block(x, index, segments, seed, first_row), None
+            return block(x, index, same), None
 
         # XLA:CPU copies all that goes in and out of a loop, so there, where nothing is computed
         # twice, the layers are one after the other.
         unrolled = device()[0] == "cpu" and self.model.remat == "none"
-        if not unrolled:
-            layer = jax.checkpoint(layer, policy=REMAT[self.model.remat], prevent_cse=False)
+        if self.model.remat == "full":
+            layer = jax.checkpoint(layer, prevent_cse=False)
         inputs = (self.blocks, jnp.arange(self.model.layers))
-        x = x.astype(self.model.compute_dtype)
-        x, _ = jax.lax.scan(layer, x, inputs, unroll=self.model.layers if unrolled else 1)
-        return self.ln_f(x)
+        return jax.lax.scan(layer, x, inputs, unroll=self.model.layers if unrolled else 1)[0]
 
 
 def first_position(x: Float[Array, "B S D"]) -> Int[Array, ""]:
@@ -211,12 +236,16 @@ def graph(model: Model, *, apart: bool = False) -> nnx.GraphDef:
     return nnx.graphdef(_abstract(model, apart))
 
 
-def specs(model: Model, *, apart: bool = False) -> dict:
-    """How each parameter is stored: the tree of `init` with PartitionSpecs for leaves."""
+def specs(model: Model, axes: Mapping[str, int], *, apart: bool = False) -> dict:
+    """How each parameter is stored on a mesh of these axes: the tree of `init` with PartitionSpecs
+    for leaves."""
 
     def of(param: nnx.Param) -> PartitionSpec:
-        stacked_axes = param.get_value().ndim - len(param.axes)  # the layers, for those of a block
-        return PartitionSpec(*[None] * stacked_axes, *spec(param.axes, STORED))
+        whole = stored(param.axes)
+        if param.get_value().ndim == len(param.axes):
+            return whole
+        divides = axes["data"] > 1 and model.layers % axes["data"] == 0
+        return PartitionSpec(*spec("l" if divides else "", STORED) or (None,), *whole)
 
     state = nnx.state(_abstract(model, apart), nnx.Param)
     leaves = jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, nnx.Variable))

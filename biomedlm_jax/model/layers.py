@@ -4,12 +4,15 @@ Parameters are float32 and stored in pieces; `in_use` brings one together where 
 the product runs in the dtype of its input.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from biomedlm_jax.kernels.products import times_kernel, times_turned
+from biomedlm_jax.kernels.varying import axes_of, marked
 from biomedlm_jax.layout import IN_USE, in_use, parameter
 
 
@@ -35,9 +38,15 @@ class Linear(nnx.Module):
         self.bias = parameter(axes[1], jnp.zeros(shape[1]))
         self.input, self.turned = axes[0], turned
 
-    def product(self, x: Float[Array, "B T In"]) -> Float[Array, "B T Out"]:
-        """Without the bias."""
-        kernel = in_use(self.kernel, x.dtype)
+    def gathered(self, dtype: jax.typing.DTypeLike) -> Array:
+        """The kernel, brought together for one use."""
+        return in_use(self.kernel, dtype)
+
+    def product(
+        self, x: Float[Array, "B T In"], kernel: Array | None = None
+    ) -> Float[Array, "B T Out"]:
+        """Without the bias. kernel: `gathered`, where the caller has it."""
+        kernel = self.gathered(x.dtype) if kernel is None else kernel
         if self.turned:
             rows = x.reshape(-1, x.shape[2])
             y = times_turned(rows, kernel, x.dtype).reshape(*x.shape[:2], -1)
@@ -47,8 +56,17 @@ class Linear(nnx.Module):
             y = jax.lax.psum(y, summed)  # each device had only its part of the input's columns
         return y
 
-    def __call__(self, x: Float[Array, "B T In"]) -> Float[Array, "B T Out"]:
-        return self.product(x) + in_use(self.bias, x.dtype)
+    def __call__(
+        self, x: Float[Array, "B T In"], kernel: Array | None = None
+    ) -> Float[Array, "B T Out"]:
+        return self.product(x, kernel) + in_use(self.bias, x.dtype)
+
+
+class Statistics(NamedTuple):
+    """Of the last axis, float32."""
+
+    mean: Float[Array, "B T"]
+    rstd: Float[Array, "B T"]  # 1 / sqrt(variance + epsilon)
 
 
 class LayerNorm(nnx.Module):
@@ -59,12 +77,53 @@ class LayerNorm(nnx.Module):
         self.bias = parameter("d", jnp.zeros(width))
         self.epsilon = epsilon
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        x32 = x.astype(jnp.float32)
-        centred = x32 - x32.mean(-1, keepdims=True)  # first: E[x^2] - E[x]^2 would cancel
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + self.epsilon)
+    def __call__(
+        self, x: Float[Array, "B T D"], statistics: Statistics | None = None
+    ) -> Float[Array, "B T D"]:
+        """statistics: those of x, where the caller has them."""
+        mean, rstd = self.statistics(x) if statistics is None else statistics
+        y = standardised(x, mean, rstd)
         return (y * in_use(self.scale, y.dtype) + in_use(self.bias, y.dtype)).astype(x.dtype)
+
+    def statistics(self, x: Float[Array, "B T D"]) -> Statistics:
+        """E[x^2] - E[x]^2 is one pass where E[(x - E[x])^2] is two, and loses digits where the mean
+        is large beside the deviation. In bfloat16 the rounding of x has lost more by then: it moves
+        each x by up to 2^-9 of it, a float32 sum by 2^-24."""
+        x32 = x.astype(jnp.float32)
+        mean = x32.mean(-1)
+        if x.dtype == jnp.bfloat16:
+            variance = jnp.maximum(jnp.square(x32).mean(-1) - jnp.square(mean), 0.0)
+        else:
+            variance = jnp.square(x32 - mean[..., None]).mean(-1)
+        return Statistics(mean, jax.lax.rsqrt(variance + self.epsilon))
+
+
+@jax.custom_vjp
+def standardised(
+    x: Float[Array, "B T D"], mean: Float[Array, "B T"], rstd: Float[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """y = (x - mean) rstd, float32, of x and its own statistics.
+
+    With g the gradient of y, that of x is rstd (g - E[g] - y E[g y]), means over D. What x changes
+    in mean and rstd is in it, so those two have none: the chain rule with d mean / dx = 1 / D and
+    d rstd / dx = -rstd^2 y / D (LayerNorm: Ba et al., arXiv 1607.06450).
+    """
+    return (x.astype(jnp.float32) - mean[..., None]) * rstd[..., None]
+
+
+def _standardised_forward(x: Array, mean: Array, rstd: Array) -> tuple[Array, tuple]:
+    return standardised(x, mean, rstd), (x, mean, rstd)
+
+
+def _standardised_backward(kept: tuple, g: Float[Array, "B T D"]) -> tuple:
+    x, mean, rstd = kept
+    y = standardised(x, mean, rstd)
+    along, spread = g.mean(-1, keepdims=True), (g * y).mean(-1, keepdims=True)
+    dx = rstd[..., None] * (g - along - y * spread)
+    return dx.astype(x.dtype), jnp.zeros_like(mean), jnp.zeros_like(rstd)
+
+
+standardised.defvjp(_standardised_forward, _standardised_backward)
 
 
 class Embedding(nnx.Module):
@@ -76,18 +135,43 @@ class Embedding(nnx.Module):
         table = jnp.where(exists, std * jax.random.normal(rngs.params(), shape), 0.0)
         self.table = parameter("vd", table)
 
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Float32, so that the gradient of a frequent token is summed in float32."""
-        table = in_use(self.table, jnp.float32)
-        row = tokens - first_row(table.shape[0])
-        here = (row >= 0) & (row < table.shape[0])
-        found = jnp.where(here[..., None], table[jnp.where(here, row, 0)], 0.0)
-        return jax.lax.psum(found, IN_USE["v"])
+    def gathered(self, dtype: jax.typing.DTypeLike) -> Float[Array, "V D"]:
+        """The rows that this device uses, brought together: once a step, for both ends of the
+        model."""
+        return in_use(self.table, dtype)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Float32 products of x with the rows of the table that this device holds."""
-        table = in_use(self.table, x.dtype)
+        table = self.gathered(x.dtype)
         return jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
+
+
+def rows_of(table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Of the embedding, from the part of the table that this device holds of it."""
+    row = tokens - first_row(table.shape[0])
+    here = (row >= 0) & (row < table.shape[0])
+    row = jnp.where(here, row, 0)
+    found = jnp.where(here[..., None], _taken(*marked((table, row), axes_of((table, row)))), 0)
+    return jax.lax.psum(found, IN_USE["v"])
+
+
+@jax.custom_vjp
+def _taken(table: Float[Array, "V D"], rows: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Its gradient, which for a frequent token has many terms, is summed in float32."""
+    return table[rows]
+
+
+def _taken_forward(table: Array, rows: Array) -> tuple[Array, tuple]:
+    return table[rows], (table, rows)
+
+
+def _taken_backward(kept: tuple, slope: Float[Array, "B T D"]) -> tuple[Array, None]:
+    table, rows = kept
+    zeros = marked(jnp.zeros(table.shape, jnp.float32), axes_of((table, slope)))
+    return zeros.at[rows].add(slope.astype(jnp.float32)).astype(table.dtype), None
+
+
+_taken.defvjp(_taken_forward, _taken_backward)
 
 
 def first_row(rows: int) -> Int[Array, ""]:

@@ -3,11 +3,12 @@
 import functools
 import math
 import types
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from absl import logging
-from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int32
 
@@ -35,6 +36,8 @@ IMPLEMENTATIONS: dict[str, tuple[types.ModuleType, str | None]] = {
 INTERPRETED = {"pallas_tpu_interpret": pallas_tpu, "pallas_gpu_interpret": pallas_gpu}
 SMALLEST_SCALE = 1e-20
 
+T = TypeVar("T")
+
 
 def attention(
     q: Float[Array, "B T N H"],
@@ -61,9 +64,8 @@ def attention(
     impl: a name of IMPLEMENTATIONS or INTERPRETED, which then answers or raises, or "auto", the
       first that does not refuse.
 
-    For the backward pass it keeps q, k, v, its result and float32 [B, N, T], the logsumexp, under
-    the names "attended" and "logsumexp" of `jax.ad_checkpoint`; the reference keeps more. Kernels
-    have no forward-mode derivative.
+    For the backward pass it keeps q, k, v, its result and float32 [B, N, T], the logsumexp; the
+    reference keeps more. Kernels have no forward-mode derivative.
 
     Raises:
       ValueError: shapes or dtypes disagree, dropout has no seed.
@@ -73,7 +75,7 @@ def attention(
         raise ValueError(f"q {q.shape}, k {k.shape}, v {v.shape} are not one shape [B, T, N, H]")
     if not q.dtype == k.dtype == v.dtype or not jnp.issubdtype(q.dtype, jnp.floating):
         raise ValueError(f"q {q.dtype}, k {k.dtype}, v {v.dtype} are not one floating dtype")
-    options = _options(
+    options = options_of(
         q.shape[:3], scale, segment_ids, dropout_rate, dropout_seed, first_row, first_head
     )
     return _answer(impl, "attention", (q, k, v), options)
@@ -96,7 +98,7 @@ def attention_qkv(
 
     On TPU the kernels read the projection and write its gradient as they are, and sum up the bias'
     gradient in float32 as they go; taken apart, [.., 3, H] would be copied, which costs more than
-    the product. What is kept of it for the backward pass is named "qkv".
+    the product.
     """
     if not isinstance(head_dim, int) or head_dim < 1:
         raise ValueError(f"head_dim={head_dim} is not a number of lanes")
@@ -110,11 +112,21 @@ def attention_qkv(
     if product.dtype != bias.dtype or not jnp.issubdtype(product.dtype, jnp.floating):
         raise ValueError(f"product {product.dtype}, bias {bias.dtype} are not one floating dtype")
     shape = (*product.shape[:2], width // (3 * head_dim))
-    options = _options(shape, scale, segment_ids, dropout_rate, dropout_seed, first_row, first_head)
+    options = options_of(
+        shape, scale, segment_ids, dropout_rate, dropout_seed, first_row, first_head
+    )
     return _answer(impl, "attention_qkv", (product, bias), options | {"head_dim": head_dim})
 
 
-def _options(shape, scale, segment_ids, rate, seed, first_row, first_head) -> dict:
+def options_of(
+    shape: tuple[int, ...],
+    scale: Float[Array, ""] | float,
+    segment_ids: Int32[Array, "B T"] | None = None,
+    dropout_rate: float = 0.0,
+    dropout_seed: Seed | None = None,
+    first_row: Int32[Array, ""] | int = 0,
+    first_head: Int32[Array, ""] | int = 0,
+) -> dict:
     """What every implementation takes besides its operands; shape is [B, T, N]."""
     if jnp.shape(scale):
         raise ValueError(f"scale of shape {jnp.shape(scale)} is not one number")
@@ -129,30 +141,55 @@ def _options(shape, scale, segment_ids, rate, seed, first_row, first_head) -> di
             raise ValueError(f"segment_ids {segment_ids.shape} are not [B, T], here {shape[:2]}")
         if segment_ids.dtype != jnp.int32:
             raise ValueError(f"segment_ids of dtype {segment_ids.dtype} are not int32")
-    if not isinstance(rate, int | float) or not 0 <= rate < 1:
-        raise ValueError(f"dropout_rate={rate} is not in [0, 1)")
-    if rate > 0 and seed is None:
-        raise ValueError(f"dropout_rate={rate} needs a dropout_seed")
-    if seed is not None and (jnp.shape(seed) or jnp.result_type(seed) != jnp.uint32):
+    if not isinstance(dropout_rate, int | float) or not 0 <= dropout_rate < 1:
+        raise ValueError(f"dropout_rate={dropout_rate} is not in [0, 1)")
+    if dropout_rate > 0 and dropout_seed is None:
+        raise ValueError(f"dropout_rate={dropout_rate} needs a dropout_seed")
+    if dropout_seed is not None and (
+        jnp.shape(dropout_seed) or jnp.result_type(dropout_seed) != jnp.uint32
+    ):
         raise ValueError(
-            f"dropout_seed {jnp.result_type(seed)} {jnp.shape(seed)} is not one uint32"
+            f"dropout_seed {jnp.result_type(dropout_seed)} {jnp.shape(dropout_seed)} is not one "
+            "uint32"
         )
     seeds = None
-    if seed is not None and rate > 0:
-        seeds = keep.head_seeds(seed, shape[0], shape[2], first_row, first_head)
+    if dropout_seed is not None and dropout_rate > 0:
+        seeds = keep.head_seeds(dropout_seed, shape[0], shape[2], first_row, first_head)
     return {
         "scale": scale if isinstance(scale, int | float) else jax.lax.stop_gradient(scale),
         "segment_ids": segment_ids,
-        "dropout_rate": rate,
+        "dropout_rate": dropout_rate,
         "head_seeds": seeds,
     }
 
 
 def _answer(impl: str, form: str, operands: tuple, options: dict) -> jax.Array:
-    platform, kind = block_sizes.device()
     operands, options = marked((operands, options), axes_of((operands, options)))
+
+    def attempt(module: types.ModuleType, interpret: dict) -> jax.Array:
+        if hasattr(module, form):
+            return getattr(module, form)(*operands, **options, **interpret)
+        product, bias = operands
+        rest = {name: value for name, value in options.items() if name != "head_dim"}
+        out = module.attention(*apart(product + bias, options["head_dim"]), **rest, **interpret)
+        return out.reshape(*product.shape[:2], -1)
+
+    return first_that_takes(impl, operands[0].shape, attempt)[1]
+
+
+def first_that_takes(
+    impl: str, shape: tuple[int, ...], attempt: Callable[[types.ModuleType, dict], T]
+) -> tuple[str, T]:
+    """The name of the implementation that answers, and what attempt(its module, what it takes to
+    be interpreted) gives.
+
+    Raises:
+      ValueError: `impl` is no name.
+      NotImplementedError: `attempt` raises it with each that there is; the reasons are listed.
+    """
+    platform, kind = block_sizes.device()
     if impl in INTERPRETED:
-        return _call(INTERPRETED[impl], form, operands, options | {"interpret": True})
+        return impl, attempt(INTERPRETED[impl], {"interpret": True})
     if impl != "auto" and impl not in IMPLEMENTATIONS:
         names = ", ".join(["auto", *IMPLEMENTATIONS, *INTERPRETED])
         raise ValueError(f"impl={impl!r} is not one of {names}")
@@ -162,26 +199,18 @@ def _answer(impl: str, form: str, operands: tuple, options: dict) -> jax.Array:
         try:
             if needed not in (None, platform):
                 raise NotImplementedError(f"is for {needed}, this is {platform} ({kind})")
-            out = _call(module, form, operands, options)
+            found = attempt(module, {})
         except NotImplementedError as reason:
             refusals.append(f"{name}: {reason}")
             continue
-        _say(f"attention {operands[0].shape} runs as {name}. " + "; ".join(refusals))
-        return out
+        _say(f"attention {shape} runs as {name}. " + "; ".join(refusals))
+        return name, found
     raise NotImplementedError("no attention takes these inputs:\n  " + "\n  ".join(refusals))
 
 
-def _call(module: types.ModuleType, form: str, operands: tuple, options: dict) -> jax.Array:
-    if hasattr(module, form):
-        return getattr(module, form)(*operands, **options)
-    product, bias = operands
-    head_dim = options["head_dim"]
-    rest = {name: value for name, value in options.items() if name != "head_dim"}
-    qkv = checkpoint_name(product + bias, "qkv")
-    q, k, v = jnp.moveaxis(qkv.reshape(*qkv.shape[:2], -1, 3, head_dim), 3, 0)
-    out = module.attention(q, k, v, **rest)
-    out = out.reshape(*qkv.shape[:2], -1)
-    return out if module is pallas_gpu else checkpoint_name(out, "attended")  # it has named its own
+def apart(qkv: Float[Array, "B T N*3*H"], head_dim: int) -> Float[Array, "3 B T N H"]:
+    """q, k and v of a fused projection."""
+    return jnp.moveaxis(qkv.reshape(*qkv.shape[:2], -1, 3, head_dim), 3, 0)
 
 
 @functools.cache

@@ -12,7 +12,6 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from biomedlm_jax.kernels.attention import keep
@@ -36,14 +35,48 @@ def attention_qkv(
     product: Float[Array, "B T N*3*H"], bias: Float[Array, "N*3*H"], *, head_dim: int, **options
 ) -> Float[Array, "B T N*H"]:
     """See `api.attention_qkv`."""
-    qkv = checkpoint_name(product + bias, "qkv")
+    qkv = product + bias
     parts = qkv.reshape(*qkv.shape[:2], -1, 3, head_dim).transpose(3, 0, 2, 1, 4)
     q, k, v = (part[0] for part in jnp.split(parts, 3))  # the gradient is put together once
     out_BNTH = _attend_by_head(q, k, v, **options)
     return out_BNTH.swapaxes(1, 2).reshape(*qkv.shape[:2], -1)
 
 
+def forward(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    **options,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
+    """(out, logsumexp), which `backward` needs."""
+    parts = (x.swapaxes(1, 2) for x in (q, k, v))
+    out_BNTH, (*_, lse) = _attend_forward(*_arguments(*parts, **options))
+    return out_BNTH.swapaxes(1, 2), lse
+
+
+def backward(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    out: Float[Array, "B T N H"],
+    lse: Float[Array, "B N T"],
+    dout: Float[Array, "B T N H"],
+    **options,
+) -> list[Float[Array, "B T N H"]]:
+    """The gradients of q, k and v."""
+    q, k, v, out, dout = (x.swapaxes(1, 2) for x in (q, k, v, out, dout))
+    rate, *operands = _arguments(q, k, v, **options)
+    grads = _attend_backward(rate, (*operands, out, lse), dout)[:3]
+    return [x.swapaxes(1, 2) for x in grads]
+
+
 def _attend_by_head(
+    q: Float[Array, "B N T H"], k: Float[Array, "B N T H"], v: Float[Array, "B N T H"], **options
+) -> Float[Array, "B N T H"]:
+    return cast(Array, _attend(*_arguments(q, k, v, **options)))
+
+
+def _arguments(
     q: Float[Array, "B N T H"],
     k: Float[Array, "B N T H"],
     v: Float[Array, "B N T H"],
@@ -52,9 +85,9 @@ def _attend_by_head(
     segment_ids: Int[Array, "B T"] | None,
     dropout_rate: float,
     head_seeds: keep.HeadSeeds | None,
-) -> Float[Array, "B N T H"]:
-    scale = jnp.asarray(scale, jnp.float32)
-    return cast(Array, _attend(dropout_rate, q, k, v, scale, segment_ids, head_seeds))
+) -> tuple:
+    """Of `_attend`."""
+    return dropout_rate, q, k, v, jnp.asarray(scale, jnp.float32), segment_ids, head_seeds
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -73,8 +106,7 @@ def _attend_forward(rate, q, k, v, scale, segment_ids, head_seeds):
         out_BNTH = _product("bnts,bnsh->bnth", weights_BNTS, v[:, :, : rows.stop])
         outs.append((out_BNTH / total_BNT[..., None]).astype(v.dtype))
         logsumexps.append(top_BNT + jnp.log(total_BNT))
-    out = checkpoint_name(jnp.concatenate(outs, 2), "attended")
-    logsumexp = checkpoint_name(jnp.concatenate(logsumexps, 2), "logsumexp")
+    out, logsumexp = jnp.concatenate(outs, 2), jnp.concatenate(logsumexps, 2)
     return out, (q, k, v, scale, segment_ids, head_seeds, out, logsumexp)
 
 

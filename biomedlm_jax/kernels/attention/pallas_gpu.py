@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int, Int32
@@ -97,11 +96,8 @@ def attention(
     k: Float[Array, "B T N H"],
     v: Float[Array, "B T N H"],
     *,
-    scale: Float[Array, ""] | float,
-    segment_ids: Int[Array, "B T"] | None,
-    dropout_rate: float,
-    head_seeds: keep.HeadSeeds | None,
     interpret: bool = False,
+    **options,
 ) -> Float[Array, "B T N H"]:
     """See `api.attention`. T of any size.
 
@@ -110,11 +106,55 @@ def attention(
     Raises:
       NotImplementedError: a dtype, head dim or device that BLOCK_SIZES has no row for.
     """
+    return _attention(*_arguments(q, k, v, interpret, **options))
+
+
+def forward(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    *,
+    interpret: bool = False,
+    **options,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
+    """(out, logsumexp), which `backward` needs."""
+    out, (*_, lse) = _attention_fwd(*_arguments(q, k, v, interpret, **options))
+    return out, lse
+
+
+def backward(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    out: Float[Array, "B T N H"],
+    lse: Float[Array, "B N T"],
+    dout: Float[Array, "B T N H"],
+    *,
+    interpret: bool = False,
+    **options,
+) -> tuple[Float[Array, "B T N H"], ...]:
+    """The gradients of q, k and v."""
+    rate, tuning, _, *operands = _arguments(q, k, v, interpret, **options)
+    residuals = marked((*operands, out, lse), axes_of((operands, out, dout)))
+    return _attention_bwd(rate, tuning, interpret, residuals, dout)[:3]
+
+
+def _arguments(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    interpret: bool,
+    *,
+    scale: Float[Array, ""] | float,
+    segment_ids: Int[Array, "B T"] | None,
+    dropout_rate: float,
+    head_seeds: keep.HeadSeeds | None,
+) -> tuple:
+    """Of `_attention`."""
     tuning = tuning_of(q, k, v, interpret)
     rate = dropout_rate if head_seeds is not None else 0.0
     operands = q, k, v, jnp.asarray(scale, jnp.float32), segment_ids, head_seeds
-    operands = marked(operands, axes_of(operands))
-    return _attention(rate, tuning, interpret, *operands)
+    return rate, tuning, interpret, *marked(operands, axes_of(operands))
 
 
 def tuning_of(q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool) -> Tuning:
@@ -143,8 +183,7 @@ def _attention_fwd(rate, tuning, interpret, q, k, v, scale, segment_ids, head_se
     inputs = {"q": q, "k": k, "v": v, **_shared(scale, segment_ids, head_seeds, q.shape[1])}
     outputs = {"out": q, "lse": None}
     found = _call(_forward_kernel, tuning.forward, rate, interpret, inputs, outputs)
-    out = checkpoint_name(found["out"], "attended")
-    lse = checkpoint_name(found["lse"], "logsumexp")
+    out, lse = found["out"], found["lse"]
     return out, (q, k, v, scale, segment_ids, head_seeds, out, lse)
 
 

@@ -12,11 +12,13 @@ Formulas: Dao et al. 2022, FlashAttention, appendix B; logsumexp here is of base
 
 import functools
 from collections.abc import Generator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int32
 
 from biomedlm_jax.kernels.attention.block_sizes import Resident
 from biomedlm_jax.kernels.attention.tpu_tiles import (
@@ -48,6 +50,16 @@ from biomedlm_jax.kernels.interpret import everywhere
 # Code grows with T squared and with the heads of a column: at T 2048 the backward kernel has 21,000
 # bundles with one head, 47,000 with two, and at T 4096 76,000, which take minutes to compile.
 LONGEST, LONGEST_COLUMN = 2048, 4096
+
+
+class Stack(NamedTuple):
+    """Arrays of all layers, and which layer is meant. The kernels read and write it where it lies:
+    to cut a layer out of a stack is to copy it, and a stack of qkv is 3 GB at 2.7B parameters."""
+
+    layer: Int32[Array, ""]
+    operands: tuple[Float[Array, "L B T N*H"], ...]  # q, k, v, or (qkv [L, B, T, N * 3 * H],)
+    out: Float[Array, "L B T N*H"] | None
+    lse: Float[Array, "L B N 1 T"] | None
 
 
 def _forward(plan: Plan[Resident], inputs: dict, columns, out, lse, sides) -> None:
@@ -216,48 +228,56 @@ def vmem_bytes(plan: Plan[Resident], length: int, dtype: jax.typing.DTypeLike) -
     return length * (windows + scratch + 1800 * size)
 
 
-def forward(plan: Plan[Resident], interpret, operands, scale, segment_ids, seeds) -> tuple:
-    """out [B, T, N * H] and lse [B, N, 1, T] of operands q, k, v [B, T, N * H] or (qkv,)."""
-    batch, length, width = operands[0].shape
-    width = width // 3 if len(operands) == 1 else width
+def forward(
+    plan: Plan[Resident], interpret, stack: Stack, scale, segment_ids, seeds
+) -> tuple[Array, Array]:
+    """out [L, B, T, N * H] and lse [L, B, N, 1, T]: those of `stack`, with its layer written.
+
+    stack.out, stack.lse: None for new ones, of which no other layer has values.
+    """
+    layers, batch, length, width = stack.operands[0].shape
+    width = width // 3 if len(stack.operands) == 1 else width
     inputs = shared_inputs(scale, segment_ids, seeds, length, query_axis=0)
-    inputs["operands"] = operands
-    outputs = {
-        "out": jax.ShapeDtypeStruct((batch, length, width), operands[0].dtype),
-        "lse": jax.ShapeDtypeStruct((batch, width // plan.head_dim, 1, length), jnp.float32),
-    }
-    scratch = {"sides": _sides_scratch(plan, length), "qkv": _column_scratch(plan, operands)}
-    found = _call(_forward_kernel, plan, interpret, inputs, outputs, scratch)
+    inputs["operands"] = stack.operands
+    out = jax.ShapeDtypeStruct((layers, batch, length, width), stack.operands[0].dtype)
+    lse = jax.ShapeDtypeStruct((layers, batch, width // plan.head_dim, 1, length), jnp.float32)
+    before = {} if stack.out is None else {"out": stack.out, "lse": stack.lse}
+    scratch = {"sides": _sides_scratch(plan, length), "qkv": _column_scratch(plan, stack.operands)}
+    outputs = {"out": out, "lse": lse}
+    found = _call(_forward_kernel, plan, interpret, stack.layer, inputs, outputs, scratch, before)
     return found["out"], found["lse"]
 
 
 def backward(
-    plan: Plan[Resident], interpret, operands, scale, segment_ids, seeds, out, lse, dout
-) -> tuple[tuple, jax.Array | None]:
-    """Gradients of the operands, and for (qkv,) of its bias, float32 [N * 3 * H]."""
-    batch, length, width = operands[0].shape
+    plan: Plan[Resident], interpret, stack: Stack, scale, segment_ids, seeds, dout
+) -> tuple[tuple[Array, ...], Array | None]:
+    """Gradients of the operands of the stack's layer, each [B, T, ...], and for (qkv,) of its bias,
+    float32 [N * 3 * H]."""
+    _, batch, length, width = stack.operands[0].shape
     inputs = shared_inputs(scale, segment_ids, seeds, length, query_axis=1)
-    inputs |= {"operands": operands, "out": out, "dout": dout, "lse": lse}
-    outputs: dict = {"grads": tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands)}
-    if len(operands) == 1:
+    inputs |= {"operands": stack.operands, "out": stack.out, "lse": stack.lse, "dout": dout}
+    outputs: dict = {
+        "grads": tuple(jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in stack.operands)
+    }
+    if len(stack.operands) == 1:
         outputs["dbias"] = jax.ShapeDtypeStruct((batch, 1, width), jnp.float32)
     scratch = {
         "sides": _sides_scratch(plan, length),
-        "qkv": _column_scratch(plan, operands),
-        "grads": _column_scratch(plan, operands),
-        "sums": _column_scratch(plan, operands, rows=1),
+        "qkv": _column_scratch(plan, stack.operands),
+        "grads": _column_scratch(plan, stack.operands),
+        "sums": _column_scratch(plan, stack.operands, rows=1),
         "dq": [pltpu.VMEM((length, LANES), jnp.float32)] * plan.heads,
     }
-    found = _call(_backward_kernel, plan, interpret, inputs, outputs, scratch)
-    return found["grads"], found["dbias"].sum((0, 1)) if len(operands) == 1 else None
+    found = _call(_backward_kernel, plan, interpret, stack.layer, inputs, outputs, scratch)
+    return found["grads"], found["dbias"].sum((0, 1)) if "dbias" in found else None
 
 
-def _forward_kernel(plan: Plan[Resident], inputs: dict, outputs: dict, scratch: dict) -> None:
+def _forward_kernel(plan: Plan[Resident], _, inputs: dict, __, outputs: dict, scratch: dict):
     columns = _columns(plan, inputs["operands"], scratch["qkv"])
     _forward(plan, inputs, columns, outputs["out"], outputs["lse"], scratch["sides"])
 
 
-def _backward_kernel(plan: Plan[Resident], inputs: dict, outputs: dict, scratch: dict) -> None:
+def _backward_kernel(plan: Plan[Resident], _, inputs: dict, __, outputs: dict, scratch: dict):
     columns = _columns(plan, inputs["operands"], scratch["qkv"])
     grads, sums = outputs["grads"], None
     if len(grads) == 1:
@@ -302,56 +322,81 @@ def _column_scratch(plan: Plan[Resident], operands, rows: int | None = None) -> 
     if len(operands) == 3 or plan.heads == 1:
         return []
     dtype = operands[0].dtype if rows is None else jnp.float32
-    return [pltpu.VMEM((rows or operands[0].shape[1], LANES), dtype)] * 3
+    return [pltpu.VMEM((rows or operands[0].shape[2], LANES), dtype)] * 3
 
 
-def _call(kernel, plan: Plan[Resident], interpret, inputs: dict, outputs: dict, scratch: dict):
-    batch, length, _ = inputs["operands"][0].shape
+def _call(
+    kernel,
+    plan: Plan[Resident],
+    interpret,
+    layer: Int32[Array, ""],
+    inputs: dict,
+    outputs: dict,
+    scratch: dict,
+    before: dict | None = None,
+) -> dict[str, Any]:
+    """before: outputs by name, of which only the layer's part is written."""
+    _, batch, length, width = inputs["operands"][0].shape
+    dtype = inputs["operands"][0].dtype
     wide = len(inputs["operands"]) == 1
 
-    def of(*, lanes=LANES, rows=length):
-        return pl.BlockSpec((None, rows, lanes), lambda b, c: (b, 0, c))
-
-    def third(i):
-        return pl.BlockSpec((None, length, LANES), lambda b, c: (b, 0, 3 * c + i))
+    def of(*, lanes=LANES, rows=length, every=1, first=0):
+        return pl.BlockSpec((None, rows, lanes), lambda b, c, _: (b, 0, every * c + first))
 
     def of_row(rows, lanes):
-        return pl.BlockSpec((None, rows, lanes), lambda b, c: (b, 0, 0))
+        return pl.BlockSpec((None, rows, lanes), lambda b, c, _: (b, 0, 0))
 
+    def in_stack(spec):
+        def place(b, c, layer):
+            return layer[0], *spec.index_map(b, c, layer)
+
+        return pl.BlockSpec((None, *spec.block_shape), place)
+
+    of_lse = pl.BlockSpec((None, plan.heads, 1, length), lambda b, c, _: (b, c, 0, 0))
+    thirds = [of(every=3, first=i) for i in range(3)]
     specs = {
         "scalars": pl.BlockSpec(memory_space=pltpu.SMEM),
-        "operands": tuple(map(third, range(3))) if wide else (of(),) * 3,
+        "operands": tuple(map(in_stack, thirds if wide else [of()] * 3)),
         "segments": (of_row(length, LANES), of_row(1, length)),
         "bases": tuple(
-            pl.BlockSpec(shape, lambda b, c: (0, 0)) for shape in ((length, LANES), (1, length))
+            pl.BlockSpec(shape, lambda b, c, _: (0, 0)) for shape in ((length, LANES), (1, length))
         ),
-        "out": of(),
+        "out": in_stack(of()),
+        "lse": in_stack(of_lse),
         "dout": of(),
-        "lse": pl.BlockSpec((None, plan.heads, 1, length), lambda b, c: (b, c, 0, 0)),
         "dbias": of(rows=1, lanes=3 * LANES),
+        "grads": (of(lanes=3 * LANES),) if wide else (of(),) * 3,
     }
-    specs["grads"] = (of(lanes=3 * LANES),) if wide else (of(),) * 3
-    columns = inputs["operands"][0].shape[2] // (3 * LANES if wide else LANES)
     if wide:
         inputs = inputs | {"operands": inputs["operands"] * 3}
+    before = before or {}
+    # Of all arrays in the order in which they are given: those that become an output.
+    first = 1 + len(jax.tree.leaves(inputs))
+    aliases = {first + i: sorted(outputs).index(name) for i, name in enumerate(sorted(before))}
 
-    def run(inputs: dict):
-        varying = jax.typeof(inputs["operands"][0]).manual_axis_type
+    def run(arrays: tuple):
+        varying = jax.typeof(arrays[1]["operands"][0]).manual_axis_type
         return pl.pallas_call(
             functools.partial(kernel, plan),
             name=f"attention{kernel.__name__.removesuffix('_kernel')}",
-            grid=(batch, columns),
-            in_specs=[{name: None if x is None else specs[name] for name, x in inputs.items()}],
-            out_specs={name: specs[name] for name in outputs},
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=1,
+                grid=(batch, width // (3 * LANES if wide else LANES)),
+                in_specs=[
+                    {name: None if x is None else specs[name] for name, x in inputs.items()},
+                    {name: pl.BlockSpec(memory_space=pl.ANY) for name in before},
+                ],
+                out_specs={name: specs[name] for name in outputs},
+                scratch_shapes=[scratch],
+            ),
             out_shape=jax.tree.map(lambda x: x.update(manual_axis_type=varying), outputs),
-            scratch_shapes=[scratch],
+            input_output_aliases=aliases,
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel"),
-                vmem_limit_bytes=max(
-                    DEFAULT_VMEM, vmem_bytes(plan, length, inputs["operands"][0].dtype)
-                ),
+                vmem_limit_bytes=max(DEFAULT_VMEM, vmem_bytes(plan, length, dtype)),
             ),
             interpret=interpret,
-        )(inputs)
+        )(*arrays)
 
-    return everywhere(run, inputs) if interpret else run(inputs)
+    arrays = layer[None], inputs, before
+    return everywhere(run, arrays) if interpret else run(arrays)
