@@ -20,6 +20,7 @@ from biomedlm_jax.config import Model
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.hf import names, read
 from biomedlm_jax.hf.config import config_json
+from biomedlm_jax.layout import all_layers
 from biomedlm_jax.model import gpt
 from tests.conftest import SHARED, TINY, changed, on, put
 
