@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
+from biomedlm_jax import mesh, step
 from biomedlm_jax.benchmarks import child, kernels
 from biomedlm_jax.benchmarks.child import CompileError, Compiler
 from biomedlm_jax.benchmarks.chips import GPUS, TPUS
-from biomedlm_jax.kernels.attention.api import attention_qkv
+from tests.conftest import TINY, changed
 
 OURS = "biomedlm_jax.benchmarks.attention:ours"
 HERE = "tests.test_compile:"
@@ -91,33 +92,27 @@ def test_what_does_not_compile_is_said_and_ends_nothing(platform, request):
     assert found["kernels"] if platform == "gpu" else found["xla_cycles"]
 
 
-def layers_of_attention(device, *, named):
-    """The gradient through a scan of layers, rematerialised but for what is `named`."""
-    policy = jax.checkpoint_policies.save_only_these_names(*named)
-    mesh = jax.sharding.Mesh([device], ("data",))
-
-    def loss(x, kernel, bias):
-        def layer(x, index):
-            scale = 0.1 / (index + 1).astype(jnp.float32)
-            attend = functools.partial(attention_qkv, head_dim=128, scale=scale, impl="pallas_tpu")
-            return x + attend(x @ kernel, bias), None
-
-        layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-        return jax.lax.scan(layer, x, jnp.arange(3))[0].astype(jnp.float32).sum()
-
-    alike = jax.sharding.PartitionSpec()
-    function = jax.shard_map(jax.grad(loss, (0, 1, 2)), mesh=mesh, in_specs=alike, out_specs=alike)
-    here = jax.sharding.NamedSharding(mesh, alike)
-    shapes = (2, 512, 256), (256, 768), (768,)
-    return function, tuple(jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=here) for s in shapes)
+def a_step(device, *, remat):
+    """Of three layers."""
+    small = changed(TINY, model__layers=3, model__width=256, model__heads=2, model__context=512)
+    experiment = changed(small, model__compute_dtype="bfloat16", model__remat=remat)
+    devices = mesh.make(experiment, [device])
+    state = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        jax.eval_shape(lambda: step.init(experiment)),
+        step.state_shardings(experiment, devices),
+    )
+    batch = jax.sharding.NamedSharding(devices, step.BATCH_SPEC)
+    tokens = jax.ShapeDtypeStruct((experiment.data.batch, 512), jnp.int32, sharding=batch)
+    return step.train_step(experiment, devices), (state, tokens)
 
 
-def test_with_its_results_saved_the_forward_kernel_runs_once(tpu):
+def test_the_forward_kernel_runs_once_unless_all_is_computed_twice(tpu):
     runs = {}
-    for named in ((), ("qkv", "attended", "logsumexp")):
-        found = tpu.measure("v5e", HERE + "layers_of_attention", named=named)["kernels"]
-        runs[len(named)] = sum(k["runs"] for name, k in found.items() if "forward" in name)
-    assert runs == {0: 2 * 3, 3: 3}
+    for remat in ("none", "named", "full"):
+        found = tpu.measure("v5e", HERE + "a_step", remat=remat)["kernels"]
+        runs[remat] = sum(k["runs"] for name, k in found.items() if "forward" in name)
+    assert runs == {"none": 3, "named": 3, "full": 2 * 3}
 
 
 def attends(tpu, chip, shape, **options):
