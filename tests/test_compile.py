@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
-from biomedlm_jax.benchmarks import child, kernels
-from biomedlm_jax.benchmarks.child import CompileError, Compiler
-from biomedlm_jax.benchmarks.chips import GPUS, TPUS
+from biomedlm_jax.benchmarks import kernels
+from biomedlm_jax.compilers import child
+from biomedlm_jax.compilers.child import CompileError, Compiler
+from biomedlm_jax.compilers.chips import GPUS, TPUS
 from biomedlm_jax.kernels.attention.api import attention_qkv
 
 OURS = "biomedlm_jax.benchmarks.attention:ours"

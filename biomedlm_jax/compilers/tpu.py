@@ -13,8 +13,8 @@ import jax
 from jax.experimental import topologies
 from jaxlib._jax import Device
 
-from biomedlm_jax.benchmarks import hlo, schedules
-from biomedlm_jax.benchmarks.chips import TPUS
+from biomedlm_jax.compilers import hlo, schedules
+from biomedlm_jax.compilers.chips import TPUS
 
 
 def missing() -> str | None:

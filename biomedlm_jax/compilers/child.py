@@ -16,8 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-PLATFORMS = {"tpu": "compiler_tpu", "gpu": "compiler_gpu"}
-
 
 class CompileError(RuntimeError):
     """The program does not compile for the chip; the message is the compiler's."""
@@ -25,7 +23,7 @@ class CompileError(RuntimeError):
 
 def missing(platform: str) -> str | None:
     """Why nothing can be compiled for "tpu" or "gpu" here; None where it can."""
-    return importlib.import_module(f"{__package__}.{PLATFORMS[platform]}").missing()
+    return importlib.import_module(f"{__package__}.{platform}").missing()
 
 
 class Compiler:
@@ -46,7 +44,7 @@ class Compiler:
         shutil.rmtree(self._folder)
 
     def measure(self, chip: str, make: str, **options: Any) -> dict[str, Any]:
-        """See `compiler_tpu.measure` and `compiler_gpu.measure`.
+        """See `tpu.measure` and `gpu.measure`.
 
         Raises:
           CompileError: what is asked for can not be made or compiled, or kills the compiler.
@@ -72,7 +70,7 @@ class Compiler:
         if self._process is not None and self._process.poll() is not None:
             self._end()
         if self._process is None:
-            module = importlib.import_module(f"{__package__}.{PLATFORMS[self._platform]}")
+            module = importlib.import_module(f"{__package__}.{self._platform}")
             dump = Path(tempfile.mkdtemp(dir=self._folder)) / "dump"
             dump.mkdir()
             self._process = subprocess.Popen(
@@ -100,7 +98,7 @@ class Compiler:
 
 
 def answer(platform: str, dump: Path, request: dict[str, Any]) -> dict[str, Any]:
-    compiler = importlib.import_module(f"{__package__}.{PLATFORMS[platform]}")
+    compiler = importlib.import_module(f"{__package__}.{platform}")
     module, name = request["make"].split(":")
     for old in dump.iterdir():
         old.unlink()

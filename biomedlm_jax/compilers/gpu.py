@@ -18,7 +18,7 @@ import jax
 from jax.experimental import topologies
 from jaxlib._jax import Device
 
-from biomedlm_jax.benchmarks.chips import GPUS
+from biomedlm_jax.compilers.chips import GPUS
 
 ENTRY = re.compile(r"Compiling entry function '([^']+)' for")
 STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
