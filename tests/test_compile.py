@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from biomedlm_jax.benchmarks import kernels
 from biomedlm_jax.compilers import child
 from biomedlm_jax.compilers.child import CompileError, Compiler
-from biomedlm_jax.compilers.chips import GPUS, TPUS
+from biomedlm_jax.compilers.chips import TPUS
 from biomedlm_jax.kernels.attention.api import attention_qkv
 
 OURS = "biomedlm_jax.benchmarks.attention:ours"
@@ -166,14 +166,14 @@ def spills_nothing(gpu, chip, shape, **options):
     assert not any(spilled.values()), spilled
 
 
-@pytest.mark.parametrize("chip", GPUS)
+@pytest.mark.parametrize("chip", kernels.REGISTERS_OF)
 @pytest.mark.parametrize("options", [{}, dict(segments=True, dropout=0.1)], ids=["plain", "both"])
 def test_no_spills_on_each_gpu(gpu, chip, options):
     spills_nothing(gpu, chip, (4, 20, 1024, 128), **options)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chip", GPUS)
+@pytest.mark.parametrize("chip", kernels.REGISTERS_OF)
 @pytest.mark.parametrize("length", [512, 1024, 2048, 4096])
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_no_spills_on_any(gpu, chip, length, head_dim):

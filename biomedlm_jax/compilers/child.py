@@ -1,7 +1,7 @@
 """The process that compiles, and the handle on it: `with Compiler("tpu") as compiler: ...`
 
-A request is one line of JSON, {chip, make, options}; the answer is one line. `make` is
-"module:name" of a function of a device and of options that returns what to compile and its
+A request is one line of JSON, {machine, make, options, how}; the answer is one line. `make` is
+"module:name" of a function of devices and of options that returns what to compile and its
 operands. A program that XLA refuses is answered with the reason. A compiler that dies takes its
 process with it and not the caller; the next request starts another.
 """
@@ -19,6 +19,10 @@ from typing import Any
 
 class CompileError(RuntimeError):
     """The program does not compile for the chip; the message is the compiler's."""
+
+
+class MachineError(CompileError):
+    """The compiler knows no such machine."""
 
 
 def missing(platform: str) -> str | None:
@@ -44,15 +48,31 @@ class Compiler:
         shutil.rmtree(self._folder)
 
     def measure(self, chip: str, make: str, **options: Any) -> dict[str, Any]:
-        """See `tpu.measure` and `gpu.measure`.
+        """A program of kernels for one device; see `tpu.measure` and `gpu.measure`.
 
         Raises:
           CompileError: what is asked for can not be made or compiled, or kills the compiler.
         """
+        return self._asked(dict(machine=chip, make=make, options=options, how="measure"))
+
+    def program(
+        self, machine: str, make: str, text_to: Path | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """A whole program for a machine of `topologies.named`; see `tpu.program`, `gpu.program`.
+        text_to: a file for its text.
+
+        Raises:
+          CompileError: as above.
+        """
+        more = {"text_to": str(text_to) if text_to else None}
+        request = dict(machine=machine, make=make, options=options, how="program", more=more)
+        return self._asked(request)
+
+    def _asked(self, request: dict[str, Any]) -> dict[str, Any]:
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps(dict(chip=chip, make=make, options=options)) + "\n")
+        process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         line = process.stdout.readline()
         if not line:
@@ -63,7 +83,7 @@ class Compiler:
             )
         answer = json.loads(line)
         if "refused" in answer:
-            raise CompileError(answer["refused"])
+            raise (CompileError if answer["machine"] else MachineError)(answer["refused"])
         return answer
 
     def _started(self) -> subprocess.Popen[str]:
@@ -102,14 +122,16 @@ def answer(platform: str, dump: Path, request: dict[str, Any]) -> dict[str, Any]
     module, name = request["make"].split(":")
     for old in dump.iterdir():
         old.unlink()
+    devices = None
     try:
-        device = compiler.device(request["chip"])
+        devices = compiler.devices(request["machine"])
         function, operands = getattr(importlib.import_module(module), name)(
-            device, **request["options"]
+            *devices, **request["options"]
         )
-        return compiler.measure(request["chip"], function, operands, dump)
+        look = getattr(compiler, request["how"])
+        return look(request["machine"], function, operands, dump, **request.get("more", {}))
     except Exception as error:  # whatever it is, it is the answer to this request
-        return {"refused": f"{type(error).__name__}: {error}"}
+        return {"refused": f"{type(error).__name__}: {error}", "machine": bool(devices)}
 
 
 def main() -> None:

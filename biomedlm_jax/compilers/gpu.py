@@ -18,8 +18,12 @@ import jax
 from jax.experimental import topologies
 from jaxlib._jax import Device
 
+from biomedlm_jax.compilers import whole
 from biomedlm_jax.compilers.chips import GPUS
+from biomedlm_jax.compilers.topologies import named
+from biomedlm_jax.compilers.wheels import install
 
+WHEELS = ("jax-cuda12-plugin", "jax-cuda12-pjrt", "nvidia-cuda-nvcc-cu12")
 ENTRY = re.compile(r"Compiling entry function '([^']+)' for")
 STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
@@ -28,9 +32,9 @@ REGISTERS = re.compile(r"Used (\d+) registers")
 def missing() -> str | None:
     """Why nothing can be compiled for GPUs here; None where it can."""
     if not importlib.util.find_spec("jax_cuda12_plugin"):
-        return "JAX's CUDA plugin is not installed: make compilers"
+        return f"JAX's CUDA plugin is not installed: {install(*WHEELS)}"
     if not ptxas():
-        return "ptxas (nvidia-cuda-nvcc-cu12) is not installed: make compilers"
+        return f"ptxas is not installed: {install(*WHEELS)}"
     return None
 
 
@@ -58,8 +62,22 @@ def environment(dump: Path) -> dict[str, str]:
     return {"JAX_PLATFORMS": "cpu", "CUDA_ROOT": str(root)}
 
 
-def device(chip: str) -> Device:
-    return topologies.get_topology_desc(platform="cuda", **GPUS[chip].topology).devices[0]
+def devices(name: str) -> list[Device]:
+    """Of the machine of that name; see `topologies.named`."""
+    machine = named(name)
+    return list(topologies.get_topology_desc(**machine.arguments()).devices)[: machine.devices]
+
+
+def program(
+    name: str, function: Callable, operands: tuple, dump: Path, text_to: str | None
+) -> dict[str, Any]:
+    """`whole.program`; nothing is known of the time that kernels take.
+
+    Raises:
+      what XLA raises for a program that it refuses.
+    """
+    del name, dump
+    return whole.program(function, operands, "cuda", text_to) | {"kernel_cycles": None}
 
 
 def measure(
@@ -75,15 +93,13 @@ def measure(
       what XLA raises for a program that it refuses.
       RuntimeError: ptxas refuses a kernel.
     """
-    compiled = jax.jit(function).trace(*operands).lower(lowering_platforms=("cuda",)).compile()
-    memory = compiled.memory_analysis()
-    assert memory is not None, "XLA says what memory every program takes"
+    compiled = whole.program(function, operands, "cuda")
     kernels: dict[str, dict[str, int]] = {}
     for path in sorted(dump.glob("*.ptx")):
         for name, figures in read(_assembled(path, GPUS[chip].arch)).items():
             kernels[f"{name} again" if name in kernels else name] = figures
     return {
-        "temporary_bytes": memory.temp_size_in_bytes,
+        "temporary_bytes": compiled["memory"]["temporary"],
         "kernels": kernels,
     }
 

@@ -1,87 +1,176 @@
-"""What an optimised TPU program runs and what XLA thinks that costs, from its HLO text.
+"""The text of an optimised program: its computations, and how often each of them runs.
 
-XLA:TPU writes `estimated_cycles` beside every operation that it made itself; a Pallas kernel has
-none. Each counts as often as the loops around it run. `compiled.cost_analysis()` counts the body of
-a loop once and knows nothing of kernels.
+`compiled.cost_analysis()` counts the body of a loop once and knows nothing of kernels. Here every
+operation counts as often as the loops around it run. Of a conditional each branch counts, so what
+is added up is a bound from above.
 """
 
 import collections
+import math
 import re
 from typing import NamedTuple
 
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (?:\(.*?\)|\S+) ([a-z][a-z\-0-9]*)\((.*)$")
+HEAD = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = ")
+OPERATION = re.compile(r" ([a-z][a-z\-0-9]*)\((.*)$")
 CALLED = re.compile(r"(?:to_apply|true_computation|false_computation|body|condition)=%([\w.\-]+)")
+FUSED = re.compile(r"(?:calls|async_execution_thread_calls)=%([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+BODY = re.compile(r"body=%([\w.\-]+)")
 CONDITION = re.compile(r"condition=%([\w.\-]+)")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 NUMBER = re.compile(r"(\d+)\)")
-ESTIMATE = re.compile(r'"estimated_cycles":"(\d+)"')
+ARRAY = re.compile(r"\b([a-z]+\d+[a-z0-9]*|pred)\[([0-9,]*)\]")
+BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16}
 
 
-Instruction = tuple[str, str, str]  # name, opcode, the rest of the line
+class Instruction(NamedTuple):
+    """shape: of the result, as it is written. rest: operands and attributes."""
+
+    name: str
+    shape: str
+    opcode: str
+    rest: str
+
+    @property
+    def operands(self) -> list[str]:
+        return re.findall(r"%([\w.\-]+)", self.rest.split(")")[0])
 
 
-class Program(NamedTuple):
-    """xla_cycles: XLA's estimate outside Pallas kernels. kernels: how often each kernel runs."""
+class Array(NamedTuple):
+    dtype: str
+    dims: tuple[int, ...]
 
-    xla_cycles: int
-    kernels: dict[str, int]
+    @property
+    def bytes(self) -> int:
+        bits = BITS.get(self.dtype) or int(re.findall(r"\d+", self.dtype)[0])
+        return math.prod(self.dims) * bits // 8
 
 
-def read(text: str) -> Program:
+class Module(NamedTuple):
+    """runs: how often each computation runs. alone: those that are no part of a fusion, whose
+    instructions are operations of their own."""
+
+    computations: dict[str, list[Instruction]]
+    entry: str
+    runs: dict[str, int]
+    alone: frozenset[str]
+
+
+def arrays(shape: str) -> list[Array]:
+    """Of a shape, or of all the parts of a tuple."""
+    return [
+        Array(dtype, tuple(int(n) for n in dims.split(",") if n))
+        for dtype, dims in ARRAY.findall(shape)
+    ]
+
+
+def parts(shape: str) -> list[str]:
+    """The elements of a tuple; a shape that is none is its only element."""
+    if not shape.startswith("("):
+        return [shape]
+    found, depth, begin = [], 0, 1
+    for place, letter in enumerate(shape):
+        depth += (letter in "([{") - (letter in ")]}")
+        if (letter == "," and depth == 1) or depth == 0:
+            found.append(shape[begin:place].strip())
+            begin = place + 1
+    return found
+
+
+def parse(text: str) -> Module:
     """From `compiled.as_text()`.
 
     Raises:
       ValueError: a loop that does not run to a constant, or no entry computation.
     """
-    bodies: dict[str, list[Instruction]] = {}
+    computations: dict[str, list[Instruction]] = {}
     current, entry = "", ""
     for line in text.splitlines():
-        if head := COMPUTATION.match(line):
-            current = head[2]
-            bodies[current] = []
-            entry = current if head[1] else entry
-        elif current and (found := INSTRUCTION.match(line)):
-            bodies[current].append((found[1], found[2], found[3]))
+        if not line.startswith(" "):
+            head = COMPUTATION.match(line)
+            current = head[2] if head else ""
+            if head:
+                computations[current] = []
+                entry = current if head[1] else entry
+        elif current and (found := _instruction(line)):
+            computations[current].append(found)
     if not entry:
         raise ValueError("the text has no ENTRY computation")
-
-    runs = collections.Counter({entry: 1})
+    runs, alone = collections.Counter[str](), {entry}
     waiting = [(entry, 1)]
     while waiting:
         name, times = waiting.pop()
-        for instruction, opcode, rest in bodies[name]:
-            if opcode not in ("while", "call", "conditional"):
-                continue  # a fusion's own instructions cost nothing besides it
-            inner = times
-            if opcode == "while":
-                inner *= _trips(instruction, rest, bodies)
-            called = CALLED.findall(rest)
-            for group in BRANCHES.findall(rest):
-                called += [part.strip().lstrip("%") for part in group.split(",")]
-            for other in called:
-                runs[other] += inner
-                waiting.append((other, inner))
-
-    cycles, kernels = 0, collections.Counter()
-    for name, times in runs.items():
-        for instruction, opcode, rest in bodies[name]:
-            if opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in rest:
-                kernels[instruction] += times
-            elif found := ESTIMATE.search(rest):
-                cycles += times * int(found[1])
-    return Program(cycles, dict(kernels))
+        runs[name] += times
+        for instruction in computations[name]:
+            for other, more, fused in _called(instruction, computations):
+                waiting.append((other, times * more))
+                if name in alone and not fused:
+                    alone.add(other)
+    return Module(computations, entry, dict(runs), frozenset(alone))
 
 
-def _trips(name: str, rest: str, bodies: dict[str, list[Instruction]]) -> int:
-    """Trips of a `while`: what its condition holds the counter below. XLA:TPU writes no
-    known_trip_count; loops that JAX makes of scans count from zero in steps of one."""
-    condition = CONDITION.search(rest)
-    tests = bodies[condition[1]] if condition else []
+def _instruction(line: str) -> Instruction | None:
+    head = HEAD.match(line)
+    if not head:
+        return None
+    begin = end = head.end()
+    if line[begin] == "(":  # a tuple, with tuples and layouts in it
+        depth = 0
+        for end in range(begin, len(line)):
+            depth += (line[end] == "(") - (line[end] == ")")
+            if depth == 0:
+                break
+        end += 1
+    else:
+        end = line.find(" ", begin)
+    found = OPERATION.match(line, end)
+    return Instruction(head[1], line[begin:end], found[1], found[2]) if found else None
+
+
+def _called(
+    instruction: Instruction, computations: dict[str, list[Instruction]]
+) -> list[tuple[str, int, bool]]:
+    """(Computation, how often it runs for one run of the instruction, whether it is fused)."""
+    _, _, opcode, rest = instruction
+    if opcode in ("fusion", "async-start"):
+        return [(name, 1, True) for name in FUSED.findall(rest) if name in computations]
+    if opcode not in ("while", "call", "conditional"):
+        return []  # what a reduction applies costs nothing besides it
+    times = _trips(instruction, computations) if opcode == "while" else 1
+    names = CALLED.findall(rest)
+    for group in BRANCHES.findall(rest):
+        names += [part.strip().lstrip("%") for part in group.split(",")]
+    return [(name, times, False) for name in names]
+
+
+def _trips(loop: Instruction, computations: dict[str, list[Instruction]]) -> int:
+    """Trips of a `while`: its known_trip_count, or what its condition holds the counter below, for
+    XLA:TPU writes none; loops that JAX makes of scans count from zero in steps of one."""
+    if known := TRIPS.search(loop.rest):
+        return int(known[1])
+    condition = CONDITION.search(loop.rest)
+    tests = _flat(condition[1], computations) if condition else []
     bounds = [
-        int(found[1]) for _, op, arg in tests if op == "constant" and (found := NUMBER.match(arg))
+        int(found[1])
+        for test in tests
+        if test.opcode == "constant" and (found := NUMBER.match(test.rest))
     ]
-    below = [arg for _, op, arg in tests if op == "compare" and "direction=LT" in arg]
+    below = [test for test in tests if test.opcode == "compare" and "direction=LT" in test.rest]
     if len(bounds) != 1 or len(below) != 1:
-        raise ValueError(f"loop {name} does not run to a constant: {tests}")
+        shown = [(test.name, test.opcode, test.rest[:80]) for test in tests]
+        raise ValueError(f"loop {loop.name} does not run to a constant: {shown}")
+    body = BODY.search(loop.rest)
+    if body and "windowed_dot_general" in body[1]:  # XLA writes two trips of it as one
+        return bounds[0] // 2
     return bounds[0]
+
+
+def _flat(name: str, computations: dict[str, list[Instruction]]) -> list[Instruction]:
+    """The instructions of a computation and of the fusions in it."""
+    found = []
+    for instruction in computations.get(name, []):
+        found.append(instruction)
+        for inner in FUSED.findall(instruction.rest):
+            found += _flat(inner, computations)
+    return found

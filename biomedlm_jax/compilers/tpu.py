@@ -13,35 +13,67 @@ import jax
 from jax.experimental import topologies
 from jaxlib._jax import Device
 
-from biomedlm_jax.compilers import hlo, schedules
-from biomedlm_jax.compilers.chips import TPUS
+from biomedlm_jax.compilers import schedules, whole
+from biomedlm_jax.compilers.topologies import named
+from biomedlm_jax.compilers.wheels import install
 
 
 def missing() -> str | None:
     """Why nothing can be compiled for TPUs here; None where it can."""
     if not importlib.util.find_spec("libtpu"):
-        return "libtpu is not installed: make compilers"
+        return f"libtpu is not installed: {install('libtpu')}"
     return None
 
 
 def environment(dump: Path) -> dict[str, str]:
-    """What libtpu needs where there is no TPU, and where it writes its schedules."""
+    """What libtpu needs where there is no TPU, and where it writes its schedules. It would write
+    gigabytes, one file for each of its own passes over each operation; two of them are read."""
+    wanted = "^final_(bundles|hlo-static-per-bundle-utilization)$"
+    written = f"--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex={wanted}"
     return {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true",
+        "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dump} {written}",
     }
 
 
-def device(chip: str) -> Device:
-    return topologies.get_topology_desc(platform="tpu", **TPUS[chip].topology).devices[0]
+def devices(name: str) -> list[Device]:
+    """Of the machine of that name; see `topologies.named`.
+
+    Raises:
+      what libtpu raises for a shape that it does not know.
+    """
+    machine = named(name)
+    found = topologies.get_topology_desc(**machine.arguments()).devices
+    return list(found)[: machine.devices]
+
+
+def program(
+    name: str, function: Callable, operands: tuple, dump: Path, text_to: str | None
+) -> dict[str, Any]:
+    """`whole.program`, with `kernel_cycles`: static cycles of a core of all runs of kernels, None
+    where the trips of a loop in one are not known.
+
+    Raises:
+      what XLA raises for a program that it refuses.
+      ValueError: libtpu wrote no schedule of a kernel that the program calls.
+    """
+    del name
+    figures = whole.program(function, operands, "tpu", text_to)
+    if figures["kernel_runs"] is None:
+        return figures | {"kernel_cycles": None}
+    found = {k: _kernel(s) for k, s in _schedules(figures["kernel_runs"], dump).items()}
+    known = not any(kernel["cycles_of_a_trip"] for kernel in found.values())
+    runs = figures["kernel_runs"].items()
+    cycles = sum(times * found[kernel]["cycles"] for kernel, times in runs) if known else None
+    return figures | {"kernel_cycles": cycles}
 
 
 def measure(
     chip: str, function: Callable, operands: tuple[jax.ShapeDtypeStruct, ...], dump: Path
 ) -> dict[str, Any]:
-    """Compiles `function(*operands)` for one device of `chip`.
+    """Compiles `function(*operands)` for one device of `chip`, to look at its kernels.
 
     Returns:
       xla_cycles: XLA's estimate for what surrounds the Pallas kernels, of each core.
@@ -52,28 +84,32 @@ def measure(
 
     Raises:
       what XLA raises for a program that it refuses.
-      ValueError: libtpu wrote no schedule of a kernel that the program calls.
+      ValueError: the program can not be counted, or libtpu wrote no schedule of a kernel.
     """
-    compiled = jax.jit(function).trace(*operands).lower(lowering_platforms=("tpu",)).compile()
-    text, memory = compiled.as_text(), compiled.memory_analysis()
-    assert text is not None, "libtpu gives the text of every program"
-    assert memory is not None, "and says what memory it takes"
-    program = hlo.read(text)
-    found = schedules.in_folder(dump)
+    del chip
+    figures = whole.program(function, operands, "tpu")
+    if "uncounted" in figures:
+        raise ValueError(figures["uncounted"])
+    runs = figures["kernel_runs"]
     return {
-        "xla_cycles": program.xla_cycles,
-        "peak_bytes": memory.peak_memory_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
+        "xla_cycles": figures["xla_cycles"] or 0,
+        "peak_bytes": figures["memory"]["peak"],
+        "temporary_bytes": figures["memory"]["temporary"],
         "kernels": {
-            name: {"runs": runs, **_kernel(name, found)} for name, runs in program.kernels.items()
+            name: {"runs": runs[name], **_kernel(schedule)}
+            for name, schedule in _schedules(runs, dump).items()
         },
     }
 
 
-def _kernel(name: str, found: dict[str, schedules.Schedule]) -> dict[str, Any]:
-    if name not in found:
-        raise ValueError(f"libtpu wrote no schedule of kernel {name!r}, only of {sorted(found)}")
-    schedule = found[name]
+def _schedules(runs: dict[str, int], dump: Path) -> dict[str, schedules.Schedule]:
+    found = schedules.in_folder(dump, set(runs))
+    if missing := sorted(set(runs) - set(found)):
+        raise ValueError(f"libtpu wrote no schedule of {', '.join(missing)}")
+    return {name: found[name] for name in runs}
+
+
+def _kernel(schedule: schedules.Schedule) -> dict[str, Any]:
     return {
         "cycles": schedule.cycles(),
         "idle": schedule.idle(),
