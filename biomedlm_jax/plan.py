@@ -81,6 +81,9 @@ def check(machines: Sequence[Topology]) -> None:
 def answers(targets: Sequence[Target], answer: Callable[[Target], Answer]) -> list[Answer]:
     """One after the other, with progress on stderr; what does not compile is named there."""
     found = []
+    if len(targets) == 1:
+        print(f"compiling for {targets[0].machine.name}: about a minute", file=sys.stderr)
+        return [answer(targets[0])]
     for one in (bar := tqdm(targets, desc="compile", unit="program", file=sys.stderr)):
         bar.set_postfix_str(f"{one.machine.name}, {one.settings}")
         found.append(answer(one))
@@ -135,8 +138,9 @@ def overrides(old: Target, new: Target) -> list[str]:
 
 def write(name: str, path: str | None, text: Callable[[], str]) -> None:
     if path:
+        made = text().encode()
         with appearing(epath.Path(path)) as file:
-            file.write(text().encode())
+            file.write(made)
         print(f"{name} written to {path}", file=sys.stderr)
 
 
@@ -168,19 +172,16 @@ def main() -> None:
             for platform in dict.fromkeys(machine.platform for machine in machines)
         }
 
-        def answer(one: Target) -> Answer:
-            return ask(compilers[one.machine.platform], one, given.price)
+        text = Path(f"{given.dump_hlo}.partial").absolute() if given.dump_hlo else None
+
+        def answer(one: Target, text_to: Path | None = None) -> Answer:
+            return ask(compilers[one.machine.platform], one, given.price, text_to)
 
         if given.sweep:
             targets = [one for base in targets for one in sweep.many(base)]
-        if given.dump_hlo:
-            beside = Path(f"{given.dump_hlo}.partial")
-            platform = targets[0].machine.platform
-            found = [ask(compilers[platform], targets[0], given.price, beside.absolute())]
-            if beside.exists():
-                beside.replace(given.dump_hlo)
-        else:
-            found = answers(targets, answer)
+        found = answers(targets, lambda one: answer(one, text))
+        if text and text.exists():
+            text.replace(given.dump_hlo)
         front = sweep.pareto(found) if given.sweep else None
         if front is None:
             print("\n\n".join(map(shown, found)))

@@ -76,7 +76,7 @@ def _first(answer: Answer) -> list[tuple[str, str]]:
     if not known:
         return found
     found += [(f"predicted MFU ({name})", percent(share)) for name, share in told["mfu"].items()]
-    found.append(("predicted days", f"{best}{told['days']:,.1f}"))
+    found.append(("predicted run", best + words.duration(24 * told["days"])))
     if told["cost"] is not None:
         found.append(("predicted dollars", f"{best}{told['cost']:,.0f}"))
     return found

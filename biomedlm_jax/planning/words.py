@@ -106,7 +106,7 @@ def _predicted(answer: Answer) -> list[Line]:
     found += [
         ("predicted step", best + milliseconds(told["seconds"]), each),
         ("predicted speed", f"{best}{rate:,.0f} tokens/s/chip", f"predicted MFU {mfu}"),
-        ("predicted run", f"{best}{told['days']:,.1f} days", f"{told['steps']:,} steps"),
+        ("predicted run", best + duration(24 * told["days"]), f"{told['steps']:,} steps"),
     ]
     if told["cost"] is not None:
         found.append(("predicted cost", f"{best}{told['cost']:,.0f} $", "at --price a chip-hour"))
@@ -118,6 +118,10 @@ def _compiler(answer: Answer) -> list[Line]:
     seconds = figures["trace_seconds"], figures["compile_seconds"]
     remark = f"peak {gigabytes(figures['host_bytes'])} of this host, {seconds[0]:.0f} s to trace"
     return [("compiled in", f"{seconds[1]:.0f} s", remark)]
+
+
+def duration(hours: float) -> str:
+    return f"{hours / 24:,.1f} days" if hours >= 48 else f"{hours:,.2g} hours"
 
 
 def milliseconds(seconds: float | None) -> str:
