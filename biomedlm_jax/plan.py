@@ -78,13 +78,20 @@ def check(machines: Sequence[Topology]) -> None:
             raise UserError(f"--topology: {reason}")
 
 
-def answers(targets: Sequence[Target], answer: Callable[[Target], Answer]) -> list[Answer]:
-    """One after the other, with progress on stderr; what does not compile is named there."""
-    found = []
+def answers(
+    targets: Sequence[Target], answer: Callable[[Target], Answer], skip: bool = False
+) -> list[Answer]:
+    """One after the other, with progress on stderr; what does not compile is named there.
+
+    skip: leave out what can not fit, by what others took.
+    """
+    found: list[Answer] = []
     if len(targets) == 1:
         print(f"compiling for {targets[0].machine.name}: about a minute", file=sys.stderr)
         return [answer(targets[0])]
     for one in (bar := tqdm(targets, desc="compile", unit="program", file=sys.stderr)):
+        if skip and sweep.hopeless(one, found):
+            continue
         bar.set_postfix_str(f"{one.machine.name}, {one.settings}")
         found.append(answer(one))
         if found[-1].refused:
@@ -95,7 +102,7 @@ def answers(targets: Sequence[Target], answer: Callable[[Target], Answer]) -> li
 
 def shown(answer: Answer) -> str:
     """All about one target."""
-    text = words.table(words.lines(answer))
+    text = f"{words.title(answer)}\n\n{words.table(words.lines(answer))}"
     if answer.refused:
         return text
     told = "\n".join(f"* {line}" for line in times.assumptions(answer.target))
@@ -109,7 +116,12 @@ def short_of(answer: Answer, answer_to: Callable[[Target], Answer]) -> str:
     name, over = answer.target.machine.name, words.gigabytes(held["needed"] - held["limit"])
     said = f"{name}, {answer.target.settings} does not fit: {over} too much a chip"
     print(f"{said}; looking for a setting that does", file=sys.stderr)
-    near = sweep.nearest(answer.target, answer_to)
+
+    def tried(one: Target) -> Answer:
+        print(f"trying {one.settings}", file=sys.stderr)
+        return answer_to(one)
+
+    near = sweep.nearest(answer, tried)
     if near is None:
         return (
             f"{said}; no other remat, fsdp, accumulation or batch fits: take more or larger chips"
@@ -179,7 +191,7 @@ def main() -> None:
 
         if given.sweep:
             targets = [one for base in targets for one in sweep.many(base)]
-        found = answers(targets, lambda one: answer(one, text))
+        found = answers(targets, lambda one: answer(one, text), skip=given.sweep)
         if text and text.exists():
             text.replace(given.dump_hlo)
         front = sweep.pareto(found) if given.sweep else None

@@ -155,10 +155,12 @@ def test_what_does_not_fit_is_answered_with_the_nearest_that_does():
     assert len(compiler.asked) == 2, "the one that changes least is tried first"
 
     compiler = Told(activations=60e9)
-    near = sweep.nearest(answer.target, lambda one: asked(compiler, one))
+    answer = asked(compiler, target(PUBLISHED, V5E))
+    near = sweep.nearest(answer, lambda one: asked(compiler, one))
     assert near.fits
     assert len(compiler.asked) <= sweep.TRIES
     compiler = Told(activations=6e12)
+    answer = asked(compiler, target(PUBLISHED, V5E))
     assert "no other remat" in plan.short_of(answer, lambda one: asked(compiler, one))
 
 
@@ -214,6 +216,32 @@ def test_the_front_holds_what_none_beats():
             other.memory["needed"] == one.memory["needed"] for other in front
         )
     assert [x.memory["needed"] for x in front] == sorted(x.memory["needed"] for x in front)
+
+
+def test_what_can_not_fit_is_not_compiled():
+    full = sweep.changed(target(PUBLISHED, V5E), remat="full")
+    failed = asked(Told(activations=60e9), full)
+    assert not failed.fits
+    assert sweep.hopeless(target(PUBLISHED, V5E), [failed]), "it keeps more"
+    assert sweep.hopeless(sweep.changed(full, per_chip=8), [failed])
+    assert sweep.hopeless(sweep.changed(full, mesh={**full.axes, "data": 1, "fsdp": 256}), [failed])
+    assert not sweep.hopeless(sweep.changed(full, per_chip=2), [failed])
+    assert not sweep.hopeless(sweep.changed(full, accumulate=2), [failed])
+    asked_all, asked_few = Told(activations=6e9), Told(activations=6e9)
+    targets = sweep.many(target(PUBLISHED, V5E))
+    everything = plan.answers(targets, lambda one: asked(asked_all, one))
+    some = plan.answers(targets, lambda one: asked(asked_few, one), skip=True)
+    assert len(asked_few.asked) < len(asked_all.asked)
+    shown = [words.rows(sweep.pareto(found)) for found in (everything, some)]
+    assert shown[0] == shown[1]
+
+
+def test_machines_have_fronts_of_their_own():
+    pair = [
+        asked(Told(), target(PUBLISHED, named(name), None, 4))
+        for name in ("v5e:16x16", "v6e:16x16")
+    ]
+    assert sweep.pareto(pair) == pair
 
 
 def test_progress_names_what_does_not_compile(capsys):

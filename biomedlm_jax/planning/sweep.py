@@ -82,21 +82,60 @@ def nearer(old: Target) -> Iterator[Target]:
     yield from dict.fromkeys(found)
 
 
-def nearest(old: Target, answer: Callable[[Target], Answer]) -> Answer | None:
+def nearest(old: Answer, answer: Callable[[Target], Answer]) -> Answer | None:
     """The first of `nearer` that fits, of at most TRIES that are compiled."""
-    candidates = list(nearer(old))
-    # Where there are more, the last ones are tried too: they take the least.
-    head = candidates[:TRIES] if len(candidates) <= TRIES else candidates[: TRIES - 1]
-    for one in [*head, *candidates[len(head) :][-1:]]:
-        found = answer(one)
-        if found.fits:
-            return found
+    known, tries = [old], 0
+    for one in nearer(old.target):
+        if hopeless(one, known):
+            continue
+        known.append(answer(one))
+        tries += 1
+        if known[-1].fits:
+            return known[-1]
+        if tries == TRIES:
+            break
     return None
 
 
+def hopeless(one: Target, known: Iterable[Answer]) -> bool:
+    """Whether it can not fit, because what another took that keeps no more, without its state,
+    leaves no room for this one's state."""
+    limit = one.machine.chip.memory
+    for other in known:
+        if other.fits or other.memory is None or other.target.machine != one.machine:
+            continue
+        alike = _rows(other.target) <= _rows(one) and _remat(other.target) >= _remat(one)
+        besides = other.memory["needed"] - memory.least(other.target)
+        if alike and _pieces(other.target) == _pieces(one) and memory.least(one) + besides > limit:
+            return True
+    return False
+
+
+def _rows(one: Target) -> float:
+    """That go through the model of a chip at once."""
+    axes, experiment = one.axes, one.experiment
+    return experiment.data.batch / (axes["data"] * axes["fsdp"]) / experiment.run.accumulate
+
+
+def _remat(one: Target) -> int:
+    return REMAT.index(one.experiment.model.remat)
+
+
+def _pieces(one: Target) -> tuple[int, int]:
+    """In which a layer and a sequence are computed."""
+    return one.axes["model"], one.axes["context"]
+
+
 def pareto(answers: Iterable[Answer]) -> list[Answer]:
-    """Those that fit and that no other beats in both memory and predicted time of a token, from the
-    least memory to the least time."""
+    """Those that fit and that no other of the same machine beats in both memory and predicted time
+    of a token; of each machine from the least memory to the least time."""
+    machines: dict[str, list[Answer]] = {}
+    for answer in answers:
+        machines.setdefault(answer.target.machine.name, []).append(answer)
+    return [one for each in machines.values() for one in _front(each)]
+
+
+def _front(answers: Iterable[Answer]) -> list[Answer]:
 
     def cost(answer: Answer) -> tuple[int, float]:
         assert answer.memory

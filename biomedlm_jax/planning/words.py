@@ -15,18 +15,18 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
-def lines(answer: Answer) -> list[Line]:
-    """Everything about one target."""
+def title(answer: Answer) -> str:
     target, machine = answer.target, answer.target.machine
-    rows = target.experiment.data.batch
-    found: list[Line] = [
-        ("machine", machine.name, f"{machine.devices} chips"),
-        ("settings", target.settings, f"{rows:,} sequences, {target.tokens:,} tokens a step"),
-    ]
+    chips = f"{machine.devices:,} chip" + "s" * (machine.devices > 1)
+    rows = f"{target.experiment.data.batch:,} sequences, {target.tokens:,} tokens a step"
+    return f"{machine.name}, {chips}: {target.settings}; {rows}"
+
+
+def lines(answer: Answer) -> list[Line]:
+    """Everything about one target, under its `title`."""
     if answer.refused:
-        return [*found, ("compiles", "NO", answer.refused[:300])]
-    assert answer.memory
-    found += [_verdict(answer), *memory_lines(answer)]
+        return [("compiles", "NO", answer.refused[:300])]
+    found = [_verdict(answer), *memory_lines(answer)]
     if answer.figures is None:
         return found
     return found + _work(answer) + _links(answer) + _predicted(answer) + _compiler(answer)
