@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from biomedlm_jax import entry
 from biomedlm_jax.compilers import child
-from biomedlm_jax.compilers.child import Compiler
+from biomedlm_jax.compilers.programs import Programs
 from biomedlm_jax.compilers.topologies import Topology, named
 from biomedlm_jax.config import Experiment, build, check_arguments
 from biomedlm_jax.entry import UserError
@@ -180,7 +180,7 @@ def main() -> None:
 
     with ExitStack() as stack:
         compilers = {
-            platform: stack.enter_context(Compiler(platform))
+            platform: stack.enter_context(Programs(platform))
             for platform in dict.fromkeys(machine.platform for machine in machines)
         }
 

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from biomedlm_jax.compilers import child, cost, hlo, traffic, whole
-from biomedlm_jax.compilers.child import Compiler
+from biomedlm_jax.compilers.programs import Programs
 from biomedlm_jax.compilers.traffic import Collective
 
 HERE = "tests.test_compilers_counts:"
@@ -17,7 +17,7 @@ HERE = "tests.test_compilers_counts:"
 def compiler(request):
     if reason := child.missing(request.param):
         pytest.skip(reason)
-    with Compiler(request.param) as compiler:
+    with Programs(request.param) as compiler:
         yield compiler, {"tpu": "v5e:2x2", "gpu": "h100:4"}[request.param]
 
 
@@ -75,7 +75,7 @@ def huge(device, *, gibibytes):
 def test_what_does_not_fit_says_what_it_would_take():
     if reason := child.missing("tpu"):
         pytest.skip(reason)
-    with Compiler("tpu") as compiler, pytest.raises(child.CompileError) as error:
+    with Programs("tpu") as compiler, pytest.raises(child.CompileError) as error:
         compiler.program("v5e:1x1", HERE + "huge", gibibytes=16)
     wanted, there = whole.too_large(str(error.value)) or (0, 0)
     assert there == 15.75 * 2**30

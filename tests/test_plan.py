@@ -35,7 +35,7 @@ V5E = named("v5e:16x16")
 
 
 class Told:
-    """In place of `Compiler`: takes activations by remat and rows, cycles by what is computed
+    """In place of `Programs`: takes activations by remat and rows, cycles by what is computed
     twice; refuses what `refuse` names."""
 
     def __init__(self, activations=1e9, refuse=None):

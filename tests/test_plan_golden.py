@@ -7,7 +7,7 @@ import json
 import pytest
 
 from biomedlm_jax.compilers import child
-from biomedlm_jax.compilers.child import Compiler
+from biomedlm_jax.compilers.programs import Programs
 from biomedlm_jax.compilers.topologies import named
 from biomedlm_jax.config import Experiment, build
 from biomedlm_jax.planning.answer import ask
@@ -55,7 +55,7 @@ def test_golden_figures_of_the_published_step(machine, per_chip, golden):
     if here != VERSIONS:
         pytest.skip(f"figures are of jax and libtpu {VERSIONS}, here are {here}")
     experiment = build(Experiment, pretrain_2p7b.get_config().to_dict())
-    with Compiler("tpu") as compiler:
+    with Programs("tpu") as compiler:
         answer = ask(compiler, target(experiment, named(machine), None, per_chip))
     assert answer.refused is None
     found = figures(answer)

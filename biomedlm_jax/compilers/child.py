@@ -31,10 +31,13 @@ def missing(platform: str) -> str | None:
 
 
 class Compiler:
-    """Compiles for chips of one platform, one program at a time, in a process that it starts."""
+    """Compiles for chips of one platform, one program at a time, in a process that it starts.
 
-    def __init__(self, platform: str):
-        self._platform = platform
+    schedules: the compiler also writes what `measure` reads, which takes it longer.
+    """
+
+    def __init__(self, platform: str, schedules: bool = True):
+        self._platform, self._schedules = platform, schedules
         self._folder = Path(tempfile.mkdtemp(prefix="compile-"))
         self._process: subprocess.Popen[str] | None = None
         self._errors = (self._folder / "stderr").open("w+")
@@ -53,22 +56,14 @@ class Compiler:
         Raises:
           CompileError: what is asked for can not be made or compiled, or kills the compiler.
         """
-        return self._asked(dict(machine=chip, make=make, options=options, how="measure"))
+        return self.asked(dict(machine=chip, make=make, options=options, how="measure"))
 
-    def program(
-        self, machine: str, make: str, text_to: Path | None = None, **options: Any
-    ) -> dict[str, Any]:
-        """A whole program for a machine of `topologies.named`; see `tpu.program`, `gpu.program`.
-        text_to: a file for its text.
+    def asked(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a request.
 
         Raises:
           CompileError: as above.
         """
-        more = {"text_to": str(text_to) if text_to else None}
-        request = dict(machine=machine, make=make, options=options, how="program", more=more)
-        return self._asked(request)
-
-    def _asked(self, request: dict[str, Any]) -> dict[str, Any]:
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -95,7 +90,7 @@ class Compiler:
             dump.mkdir()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", f"{__package__}.child", self._platform, str(dump)],
-                env={**os.environ, **module.environment(dump)},
+                env={**os.environ, **module.environment(dump, self._schedules)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,

@@ -48,15 +48,16 @@ def ptxas() -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def environment(dump: Path) -> dict[str, str]:
-    """Sets up a CUDA_ROOT beside `dump` whose ptxas leaves a copy of its input in `dump`."""
+def environment(dump: Path, schedules: bool) -> dict[str, str]:
+    """Sets up a CUDA_ROOT beside `dump` whose ptxas leaves a copy of its input in `dump`, where
+    `schedules` are asked for."""
     real = ptxas()
     assert real is not None, "`missing` was asked before"
     root = dump.parent / "cuda"
     (root / "bin").mkdir(parents=True)
     (root / "nvvm").symlink_to(real.parent.parent / "nvvm")
     keeper = root / "bin/ptxas"
-    copy = f'[ -f "$1" ] && cp "$1" {shlex.quote(str(dump))}/$$.ptx'
+    copy = ":" if not schedules else f'[ -f "$1" ] && cp "$1" {shlex.quote(str(dump))}/$$.ptx'
     keeper.write_text(f'#!/bin/sh\n{copy}\nexec {shlex.quote(str(real))} "$@"\n')
     keeper.chmod(0o755)
     return {"JAX_PLATFORMS": "cpu", "CUDA_ROOT": str(root)}
@@ -71,13 +72,13 @@ def devices(name: str) -> list[Device]:
 def program(
     name: str, function: Callable, operands: tuple, dump: Path, text_to: str | None
 ) -> dict[str, Any]:
-    """`whole.program`; nothing is known of the time that kernels take.
+    """See `whole.program`.
 
     Raises:
       what XLA raises for a program that it refuses.
     """
     del name, dump
-    return whole.program(function, operands, "cuda", text_to) | {"kernel_cycles": None}
+    return whole.program(function, operands, "cuda", text_to)
 
 
 def measure(

@@ -25,17 +25,16 @@ def missing() -> str | None:
     return None
 
 
-def environment(dump: Path) -> dict[str, str]:
-    """What libtpu needs where there is no TPU, and where it writes its schedules. It would write
-    gigabytes, one file for each of its own passes over each operation; two of them are read."""
-    wanted = "^final_(bundles|hlo-static-per-bundle-utilization)$"
-    written = f"--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex={wanted}"
-    return {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dump} {written}",
-    }
+def environment(dump: Path, schedules: bool) -> dict[str, str]:
+    """What libtpu needs where there is no TPU, and where it writes schedules if it is to. It would
+    write gigabytes, one file for each of its own passes over each operation; two of them are read.
+    """
+    found = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    if schedules:
+        wanted = "^final_(bundles|hlo-static-per-bundle-utilization)$"
+        written = f"--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex={wanted}"
+        found["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} {written}"
+    return found
 
 
 def devices(name: str) -> list[Device]:
@@ -52,22 +51,13 @@ def devices(name: str) -> list[Device]:
 def program(
     name: str, function: Callable, operands: tuple, dump: Path, text_to: str | None
 ) -> dict[str, Any]:
-    """`whole.program`, with `kernel_cycles`: static cycles of a core of all runs of kernels, None
-    where the trips of a loop in one are not known.
+    """See `whole.program`.
 
     Raises:
       what XLA raises for a program that it refuses.
-      ValueError: libtpu wrote no schedule of a kernel that the program calls.
     """
-    del name
-    figures = whole.program(function, operands, "tpu", text_to)
-    if figures["kernel_runs"] is None:
-        return figures | {"kernel_cycles": None}
-    found = {k: _kernel(s) for k, s in _schedules(figures["kernel_runs"], dump).items()}
-    known = not any(kernel["cycles_of_a_trip"] for kernel in found.values())
-    runs = figures["kernel_runs"].items()
-    cycles = sum(times * found[kernel]["cycles"] for kernel, times in runs) if known else None
-    return figures | {"kernel_cycles": cycles}
+    del name, dump
+    return whole.program(function, operands, "tpu", text_to)
 
 
 def measure(

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from biomedlm_jax.compilers import cost
+from biomedlm_jax.compilers import calls, cost
 
 SHOWN = 40  # of the most expensive operations
 PEAK = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -30,6 +30,7 @@ def program(
 
     Returns:
       trace_seconds, compile_seconds, host_bytes: of the compiler, its largest resident size.
+      calls: of Pallas kernels on TPU, by `calls.calls`.
       memory: bytes on a device, by `memory`.
       matrix_flops, xla_cycles, kernel_runs, collectives, dearest: as in `cost.Program`; all None
         and `uncounted` the reason where the text can not be counted.
@@ -53,6 +54,7 @@ def program(
         "compile_seconds": end - middle,
         "host_bytes": peak(),
         "memory": memory(compiled),
+        "calls": calls.calls(lowered) if platform == "tpu" else [],
     }
     return figures | counted(text)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.compilers import whole
-from biomedlm_jax.compilers.child import CompileError, Compiler, MachineError
+from biomedlm_jax.compilers.child import CompileError, MachineError
+from biomedlm_jax.compilers.programs import Programs
 from biomedlm_jax.compilers.topologies import known
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.planning import memory, times
@@ -70,7 +71,7 @@ class Answer:
 
 
 def ask(
-    compiler: Compiler, target: Target, price: float | None = None, text_to: Path | None = None
+    compiler: Programs, target: Target, price: float | None = None, text_to: Path | None = None
 ) -> Answer:
     """Compiles the target's step. What does not compile is an answer as well.
 
