@@ -103,7 +103,7 @@ def answers(
 def shown(answer: Answer) -> str:
     """All about one target."""
     text = f"{words.title(answer)}\n\n{words.table(words.lines(answer))}"
-    if answer.refused:
+    if answer.figures is None:
         return text
     told = "\n".join(f"* {line}" for line in times.assumptions(answer.target))
     return f"{text}\n\n{told}"

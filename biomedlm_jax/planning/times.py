@@ -116,12 +116,13 @@ def assumptions(target: Target) -> list[str]:
     ]
     if isinstance(chip, Tpu):
         found += [
-            f"Predicted step: XLA's estimated cycles, with loops counted fully and every branch "
-            f"taken, and the static schedules of the kernels, each compiled alone, at {chip.clock / 1e9:.3f} GHz (the clock "
-            "that the peak implies), one after the other; then stand-alone collectives over one "
-            f"axis of the network, {chip.ici / chip.torus / 1e9:.0f} GB/s. Collectives that run "
-            "beside compute count nothing. Waits for memory in kernels, for other chips, for the "
-            "host and for data are not in it.",
+            "Predicted step: XLA's estimated cycles, with loops counted fully and every branch "
+            "taken, and the static schedules of the kernels, each compiled alone, at "
+            f"{chip.clock / 1e9:.3f} GHz (the clock that the peak implies), one after the other; "
+            "then stand-alone collectives over one axis of the network, "
+            f"{chip.ici / chip.torus / 1e9:.0f} GB/s. Collectives that run beside compute count "
+            "nothing. Waits for memory in kernels, for other chips, for the host and for data are "
+            "not in it.",
         ]
     else:
         found += [
