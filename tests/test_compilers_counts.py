@@ -66,6 +66,38 @@ def test_products_and_collectives_of_a_loop_are_those_counted_by_hand(compiler, 
     assert (found["xla_cycles"] is None) != estimates
 
 
+def test_kernels_cost_alone_what_they_cost_in_their_program():
+    if reason := child.missing("tpu"):
+        pytest.skip(reason)
+    asked = dict(make="tests.test_compile:layers_of_attention", named=("qkv", "attended"))
+    with Programs("tpu") as programs:
+        alone = programs.program("v5e", **asked)
+    with child.Compiler("tpu") as compiler:
+        inside = compiler.measure("v5e", **asked)["kernels"]
+    assert alone["kernel_runs"] == {name: kernel["runs"] for name, kernel in inside.items()}
+    expected = sum(kernel["runs"] * kernel["cycles"] for kernel in inside.values())
+    assert alone["kernel_cycles"] == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("cycles", "runs", "total"),
+    [
+        ({"forward": [100], "backward": [200]}, {"forward.1": 3, "backward.7.clone": 2}, 700),
+        ({"forward": [100, 100]}, {"forward.1": 3}, 300),
+        ({"forward": [100, 120]}, {"forward.1": 3}, None),
+        ({"forward": [100]}, {"other.1": 3}, None),
+        ({"forward": [None]}, {"forward.1": 3}, None),
+    ],
+)
+def test_a_kernel_whose_cycles_are_not_known_makes_the_sum_unknown(
+    cycles, runs, total, monkeypatch
+):
+    calls = [{"name": name, "cycles": n} for name, each in cycles.items() for n in each]
+    monkeypatch.setattr(Programs, "_of", lambda self, machine, call: call["cycles"])
+    with Programs("tpu") as programs:
+        assert programs._all("v5e:2x2", calls, runs) == total
+
+
 def huge(device, *, gibibytes):
     here = jax.sharding.SingleDeviceSharding(device)
     x = jax.ShapeDtypeStruct((gibibytes, 2**28), jnp.float32, sharding=here)
