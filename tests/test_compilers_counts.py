@@ -67,16 +67,17 @@ def test_products_and_collectives_of_a_loop_are_those_counted_by_hand(compiler, 
 
 
 def test_kernels_cost_alone_what_they_cost_in_their_program():
+    """Where their operands are in HBM; a step leaves some in VMEM, for 2 % more cycles."""
     if reason := child.missing("tpu"):
         pytest.skip(reason)
-    asked = dict(make="tests.test_compile:layers_of_attention", named=("qkv", "attended"))
+    asked = dict(make="biomedlm_jax.benchmarks.attention:ours", shape=(2, 4, 1024, 128))
     with Programs("tpu") as programs:
         alone = programs.program("v5e", **asked)
     with child.Compiler("tpu") as compiler:
         inside = compiler.measure("v5e", **asked)["kernels"]
     assert alone["kernel_runs"] == {name: kernel["runs"] for name, kernel in inside.items()}
     expected = sum(kernel["runs"] * kernel["cycles"] for kernel in inside.values())
-    assert alone["kernel_cycles"] == pytest.approx(expected, rel=0.05)
+    assert alone["kernel_cycles"] == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,7 @@ def test_kernels_cost_alone_what_they_cost_in_their_program():
     [
         ({"forward": [100], "backward": [200]}, {"forward.1": 3, "backward.7.clone": 2}, 700),
         ({"forward": [100, 100]}, {"forward.1": 3}, 300),
+        ({"forward": [100], "forward_long": [7]}, {"jvp_forward_long_.1": 1, "forward.2": 1}, 107),
         ({"forward": [100, 120]}, {"forward.1": 3}, None),
         ({"forward": [100]}, {"other.1": 3}, None),
         ({"forward": [None]}, {"forward.1": 3}, None),

@@ -1,7 +1,6 @@
 """Whole programs for machines that are not here: `with Programs("tpu") as programs: ...`"""
 
 import json
-import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -46,12 +45,14 @@ class Programs:
         return found | {"kernel_cycles": self._all(machine, calls, runs) if runs else None}
 
     def _all(self, machine: str, calls: list[dict[str, Any]], runs: dict[str, int]) -> int | None:
-        """Cycles of every run of every kernel. XLA names a kernel's instruction by the kernel."""
+        """Cycles of every run of every kernel. The name of a kernel's instruction has the kernel's
+        in it, as jvp_attention_forward_.1; of two that fit, the longer one is meant."""
         total = 0
         for instruction, times in runs.items():
-            name = re.sub(r"(\.\d+|\.clone|\.remat\d*)+$", "", instruction)
-            ours = [call for call in calls if call["name"] == name]
-            cycles = {self._of(machine, call) for call in ours}
+            near = [call for call in calls if call["name"] and call["name"] in instruction]
+            longest = max((len(call["name"]) for call in near), default=0)
+            meant = [call for call in near if len(call["name"]) == longest]
+            cycles = {self._of(machine, call) for call in meant}
             if len(cycles) != 1:  # none, or several kernels of one name that differ
                 return None
             (one,) = cycles
