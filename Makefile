@@ -92,6 +92,7 @@ lint: setup
 
 golden: setup
 	$(VENV)/bin/python -m pytest -k golden --renew
+	$(if $(wildcard $(KERNELS_VENV)/.compilers),$(KERNELS_VENV)/bin/python -m pytest tests/test_plan_golden.py --renew)
 
 clean:
 	rm -rf .pytest_cache .ruff_cache .hypothesis

@@ -21,4 +21,6 @@ hf/                          the way to Hugging Face
 sample.py                    text from the command line
 serving/, serve.py           a completion server
 main.py                      the command line
+compilers/                   programs for chips that are not here, and what they take
+planning/, plan.py           will it fit, how fast, what does it cost
 """

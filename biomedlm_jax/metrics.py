@@ -28,32 +28,21 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from biomedlm_jax import hosts, journal
+from biomedlm_jax.compilers import chips
 from biomedlm_jax.config import Experiment, flat
 from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.held_out import TOTAL, Scores
 from biomedlm_jax.journal import Journal
 from biomedlm_jax.saves import unanswered
 
-# Dense bfloat16 flops per second of one JAX device, from the vendors' data sheets. The key is in
-# `jax.Device.device_kind`.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "A100": 312e12,
-    "H100": 989e12,
-}
-
 
 def peak_flops(devices: list) -> tuple[float, str]:
-    """Flops per second of all devices together, and where the figure is from: the table, or for
-    another kind a product of two 1024 x 1024 matrices, timed here."""
+    """Flops per second of all devices together, and where the figure is from: the table of
+    `compilers.chips`, or for another kind a product of two 1024 x 1024 matrices, timed here."""
     kind = devices[0].device_kind
-    for name, peak in PEAK_FLOPS.items():
-        if name in kind:
-            return peak * len(devices), f"{peak / 1e12:.0f} TFLOP/s data-sheet peak of {name}"
+    if chip := chips.of_kind(kind):
+        peak = f"{chip.flops / 1e12:.0f} TFLOP/s data-sheet peak of {kind}"
+        return chip.flops * len(devices), peak
     product = jax.jit(jnp.matmul)
     x = jnp.ones((1024, 1024))
     product(x, x).block_until_ready()

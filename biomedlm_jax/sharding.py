@@ -9,6 +9,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from biomedlm_jax import step
 from biomedlm_jax.config import Experiment
 
+PARTS = {"parameters": "params", "optimizer state": "opt_state", "average": "average"}
+
 
 def table(experiment: Experiment, mesh: Mesh | AbstractMesh | dict[str, int]) -> str:
     """One line a parameter: name, shape, dtype, the mesh axes that each of its axes is split over,
@@ -41,17 +43,24 @@ def table(experiment: Experiment, mesh: Mesh | AbstractMesh | dict[str, int]) ->
 
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     found += ["", f"on each of {math.prod(mesh.shape.values()):,} devices, {axes}:"]
-    parts = {"parameters": "params", "optimizer state": "opt_state", "average": "average"}
-    total = 0
-    for label, field in parts.items():
-        arrays, where = (jax.tree.leaves(getattr(tree, field)) for tree in (state, specs))
-        held = sum(_bytes(_local(mesh, s, x)) for x, s in zip(arrays, where, strict=True))
-        whole = sum(map(_bytes, arrays))
-        total += held
-        if arrays:
-            found.append(f"  {label:16} {held:>15,} bytes of {whole:,}")
+    parts = held(experiment, mesh)
+    for label, (here, whole) in parts.items():
+        if whole:
+            found.append(f"  {label:16} {here:>15,} bytes of {whole:,}")
+    total = sum(here for here, _ in parts.values())
     found.append(f"  {'together':16} {total:>15,} bytes; gradients and activations come on top")
     return "\n".join(found)
+
+
+def held(experiment: Experiment, mesh: Mesh | AbstractMesh) -> dict[str, tuple[int, int]]:
+    """(Bytes on a device, bytes of the whole) by part of the state."""
+    state, specs = jax.eval_shape(lambda: step.init(experiment)), step.state_specs(experiment)
+    found = {}
+    for label, field in PARTS.items():
+        arrays, where = (jax.tree.leaves(getattr(tree, field)) for tree in (state, specs))
+        here = sum(_bytes(_local(mesh, s, x)) for x, s in zip(arrays, where, strict=True))
+        found[label] = here, sum(map(_bytes, arrays))
+    return found
 
 
 def _local(mesh: Mesh | AbstractMesh, spec: PartitionSpec, array: jax.ShapeDtypeStruct):

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
-from biomedlm_jax import mesh, step
-from biomedlm_jax.benchmarks import child, kernels
-from biomedlm_jax.benchmarks.child import CompileError, Compiler
-from biomedlm_jax.benchmarks.chips import GPUS, TPUS
-from tests.conftest import TINY, changed
+from biomedlm_jax.benchmarks import kernels
+from biomedlm_jax.compilers import child
+from biomedlm_jax.compilers.child import CompileError, Compiler
+from biomedlm_jax.compilers.chips import TPUS
 
 OURS = "biomedlm_jax.benchmarks.attention:ours"
 HERE = "tests.test_compile:"
@@ -92,29 +91,6 @@ def test_what_does_not_compile_is_said_and_ends_nothing(platform, request):
     assert found["kernels"] if platform == "gpu" else found["xla_cycles"]
 
 
-def a_step(device, *, remat):
-    """Of three layers."""
-    small = changed(TINY, model__layers=3, model__width=256, model__heads=2, model__context=512)
-    experiment = changed(small, model__compute_dtype="bfloat16", model__remat=remat)
-    devices = mesh.make(experiment, [device])
-    state = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        jax.eval_shape(lambda: step.init(experiment)),
-        step.state_shardings(experiment, devices),
-    )
-    batch = jax.sharding.NamedSharding(devices, step.BATCH_SPEC)
-    tokens = jax.ShapeDtypeStruct((experiment.data.batch, 512), jnp.int32, sharding=batch)
-    return step.train_step(experiment, devices), (state, tokens)
-
-
-def test_the_forward_kernel_runs_once_unless_all_is_computed_twice(tpu):
-    runs = {}
-    for remat in ("none", "named", "full"):
-        found = tpu.measure("v5e", HERE + "a_step", remat=remat)["kernels"]
-        runs[remat] = sum(k["runs"] for name, k in found.items() if "forward" in name)
-    assert runs == {"none": 3, "named": 3, "full": 2 * 3}
-
-
 def attends(tpu, chip, shape, **options):
     found = tpu.measure(chip, OURS, shape=shape, **options)
     assert len(found["kernels"]) >= 2, "one kernel forward, one or more backward"
@@ -160,14 +136,14 @@ def spills_nothing(gpu, chip, shape, **options):
     assert not any(spilled.values()), spilled
 
 
-@pytest.mark.parametrize("chip", GPUS)
+@pytest.mark.parametrize("chip", kernels.REGISTERS_OF)
 @pytest.mark.parametrize("options", [{}, dict(segments=True, dropout=0.1)], ids=["plain", "both"])
 def test_no_spills_on_each_gpu(gpu, chip, options):
     spills_nothing(gpu, chip, (4, 20, 1024, 128), **options)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chip", GPUS)
+@pytest.mark.parametrize("chip", kernels.REGISTERS_OF)
 @pytest.mark.parametrize("length", [512, 1024, 2048, 4096])
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_no_spills_on_any(gpu, chip, length, head_dim):

@@ -1,7 +1,8 @@
 """What attention costs on each chip, beside its peers: make bench-kernels
 
 Programs are compiled for real TPUs, which need not be there, and their cycles read from the
-compiler's schedules (see `schedules.py` for what that holds). Where a GPU is present, times too.
+compiler's schedules (see `compilers/schedules.py` for what that holds). Where a GPU is present,
+times too.
 Writes record.json, record.md and cycles.png into a folder of --output named by the date and JAX.
 """
 
@@ -20,13 +21,15 @@ from absl import flags
 from tqdm import tqdm
 
 from biomedlm_jax import entry
-from biomedlm_jax.benchmarks import child, peers, report, times
-from biomedlm_jax.benchmarks.child import CompileError, Compiler
-from biomedlm_jax.benchmarks.chips import GPUS, TPUS, Tpu
+from biomedlm_jax.benchmarks import peers, report, times
+from biomedlm_jax.compilers import child
+from biomedlm_jax.compilers.child import CompileError, Compiler
+from biomedlm_jax.compilers.chips import TPUS, Tpu
 
 Shape = tuple[int, int, int, int]
 SHAPE: Shape = (4, 20, 1024, 128)  # B, N, T, H of the 2.7B model on one chip
 PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12", "tokamax")
+REGISTERS_OF = ("a100-80", "h100")  # GPUs that the kernels were made for
 PRODUCTS = {"forward": 2, "backward": 5}  # matrix products of a pass, each B N T T H
 
 
@@ -186,7 +189,7 @@ def registers() -> list[dict[str, Any]]:
         return [{"refused": reason}]
     rows = []
     with Compiler("gpu") as compiler:
-        for chip in tqdm(GPUS, desc="compile for GPUs", unit="program"):
+        for chip in tqdm(REGISTERS_OF, desc="compile for GPUs", unit="program"):
             head = {"chip": chip}
             try:
                 found = compiler.measure(chip, peers.MAKE + "ours", shape=SHAPE, impl="pallas_gpu")

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from biomedlm_jax.benchmarks.child import CompileError, Compiler
+from biomedlm_jax.compilers.child import CompileError, Compiler
 
 RECORD = Path(__file__).with_name("peer_blocks.json")
 MAKE = "biomedlm_jax.benchmarks.attention:"
@@ -61,7 +61,7 @@ def cycles(
     kernel: dict[str, Any], blocks: Blocks, shape: tuple[int, ...], cores: int
 ) -> tuple[float, bool]:
     """(Cycles of one of splash's kernels, whether it is the backward one), from what
-    `compiler_tpu.measure` says of it. `kernel` has its name besides. shape: B, N, T, H.
+    `compilers.tpu.measure` says of it. `kernel` has its name besides. shape: B, N, T, H.
 
     Raises:
       ValueError: the kernel is not built as those of the tested versions.

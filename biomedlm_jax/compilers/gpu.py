@@ -18,8 +18,12 @@ import jax
 from jax.experimental import topologies
 from jaxlib._jax import Device
 
-from biomedlm_jax.benchmarks.chips import GPUS
+from biomedlm_jax.compilers import whole
+from biomedlm_jax.compilers.chips import GPUS
+from biomedlm_jax.compilers.topologies import named
+from biomedlm_jax.compilers.wheels import install
 
+WHEELS = ("jax-cuda12-plugin", "jax-cuda12-pjrt", "nvidia-cuda-nvcc-cu12")
 ENTRY = re.compile(r"Compiling entry function '([^']+)' for")
 STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
@@ -28,9 +32,9 @@ REGISTERS = re.compile(r"Used (\d+) registers")
 def missing() -> str | None:
     """Why nothing can be compiled for GPUs here; None where it can."""
     if not importlib.util.find_spec("jax_cuda12_plugin"):
-        return "JAX's CUDA plugin is not installed: make compilers"
+        return f"JAX's CUDA plugin is not installed: {install(*WHEELS)}"
     if not ptxas():
-        return "ptxas (nvidia-cuda-nvcc-cu12) is not installed: make compilers"
+        return f"ptxas is not installed: {install(*WHEELS)}"
     return None
 
 
@@ -44,22 +48,37 @@ def ptxas() -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def environment(dump: Path) -> dict[str, str]:
-    """Sets up a CUDA_ROOT beside `dump` whose ptxas leaves a copy of its input in `dump`."""
+def environment(dump: Path, schedules: bool) -> dict[str, str]:
+    """Sets up a CUDA_ROOT beside `dump` whose ptxas leaves a copy of its input in `dump`, where
+    `schedules` are asked for."""
     real = ptxas()
     assert real is not None, "`missing` was asked before"
     root = dump.parent / "cuda"
     (root / "bin").mkdir(parents=True)
     (root / "nvvm").symlink_to(real.parent.parent / "nvvm")
     keeper = root / "bin/ptxas"
-    copy = f'[ -f "$1" ] && cp "$1" {shlex.quote(str(dump))}/$$.ptx'
+    copy = ":" if not schedules else f'[ -f "$1" ] && cp "$1" {shlex.quote(str(dump))}/$$.ptx'
     keeper.write_text(f'#!/bin/sh\n{copy}\nexec {shlex.quote(str(real))} "$@"\n')
     keeper.chmod(0o755)
     return {"JAX_PLATFORMS": "cpu", "CUDA_ROOT": str(root)}
 
 
-def device(chip: str) -> Device:
-    return topologies.get_topology_desc(platform="cuda", **GPUS[chip].topology).devices[0]
+def devices(name: str) -> list[Device]:
+    """Of the machine of that name; see `topologies.named`."""
+    machine = named(name)
+    return list(topologies.get_topology_desc(**machine.arguments()).devices)[: machine.devices]
+
+
+def program(
+    name: str, function: Callable, operands: tuple, dump: Path, text_to: str | None
+) -> dict[str, Any]:
+    """See `whole.program`.
+
+    Raises:
+      what XLA raises for a program that it refuses.
+    """
+    del name, dump
+    return whole.program(function, operands, "cuda", text_to)
 
 
 def measure(
@@ -75,15 +94,13 @@ def measure(
       what XLA raises for a program that it refuses.
       RuntimeError: ptxas refuses a kernel.
     """
-    compiled = jax.jit(function).trace(*operands).lower(lowering_platforms=("cuda",)).compile()
-    memory = compiled.memory_analysis()
-    assert memory is not None, "XLA says what memory every program takes"
+    compiled = whole.program(function, operands, "cuda")
     kernels: dict[str, dict[str, int]] = {}
     for path in sorted(dump.glob("*.ptx")):
         for name, figures in read(_assembled(path, GPUS[chip].arch)).items():
             kernels[f"{name} again" if name in kernels else name] = figures
     return {
-        "temporary_bytes": memory.temp_size_in_bytes,
+        "temporary_bytes": compiled["memory"]["temporary"],
         "kernels": kernels,
     }
 

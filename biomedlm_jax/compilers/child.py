@@ -1,7 +1,7 @@
 """The process that compiles, and the handle on it: `with Compiler("tpu") as compiler: ...`
 
-A request is one line of JSON, {chip, make, options}; the answer is one line. `make` is
-"module:name" of a function of a device and of options that returns what to compile and its
+A request is one line of JSON, {machine, make, options, how}; the answer is one line. `make` is
+"module:name" of a function of devices and of options that returns what to compile and its
 operands. A program that XLA refuses is answered with the reason. A compiler that dies takes its
 process with it and not the caller; the next request starts another.
 """
@@ -16,23 +16,28 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-PLATFORMS = {"tpu": "compiler_tpu", "gpu": "compiler_gpu"}
-
 
 class CompileError(RuntimeError):
     """The program does not compile for the chip; the message is the compiler's."""
 
 
+class MachineError(CompileError):
+    """The compiler knows no such machine."""
+
+
 def missing(platform: str) -> str | None:
     """Why nothing can be compiled for "tpu" or "gpu" here; None where it can."""
-    return importlib.import_module(f"{__package__}.{PLATFORMS[platform]}").missing()
+    return importlib.import_module(f"{__package__}.{platform}").missing()
 
 
 class Compiler:
-    """Compiles for chips of one platform, one program at a time, in a process that it starts."""
+    """Compiles for chips of one platform, one program at a time, in a process that it starts.
 
-    def __init__(self, platform: str):
-        self._platform = platform
+    schedules: the compiler also writes what `measure` reads, which takes it longer.
+    """
+
+    def __init__(self, platform: str, schedules: bool = True):
+        self._platform, self._schedules = platform, schedules
         self._folder = Path(tempfile.mkdtemp(prefix="compile-"))
         self._process: subprocess.Popen[str] | None = None
         self._errors = (self._folder / "stderr").open("w+")
@@ -46,15 +51,23 @@ class Compiler:
         shutil.rmtree(self._folder)
 
     def measure(self, chip: str, make: str, **options: Any) -> dict[str, Any]:
-        """See `compiler_tpu.measure` and `compiler_gpu.measure`.
+        """A program of kernels for one device; see `tpu.measure` and `gpu.measure`.
 
         Raises:
           CompileError: what is asked for can not be made or compiled, or kills the compiler.
         """
+        return self.asked(dict(machine=chip, make=make, options=options, how="measure"))
+
+    def asked(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a request.
+
+        Raises:
+          CompileError: as above.
+        """
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps(dict(chip=chip, make=make, options=options)) + "\n")
+        process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         line = process.stdout.readline()
         if not line:
@@ -65,19 +78,19 @@ class Compiler:
             )
         answer = json.loads(line)
         if "refused" in answer:
-            raise CompileError(answer["refused"])
+            raise (CompileError if answer["machine"] else MachineError)(answer["refused"])
         return answer
 
     def _started(self) -> subprocess.Popen[str]:
         if self._process is not None and self._process.poll() is not None:
             self._end()
         if self._process is None:
-            module = importlib.import_module(f"{__package__}.{PLATFORMS[self._platform]}")
+            module = importlib.import_module(f"{__package__}.{self._platform}")
             dump = Path(tempfile.mkdtemp(dir=self._folder)) / "dump"
             dump.mkdir()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", f"{__package__}.child", self._platform, str(dump)],
-                env={**os.environ, **module.environment(dump)},
+                env={**os.environ, **module.environment(dump, self._schedules)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -100,18 +113,20 @@ class Compiler:
 
 
 def answer(platform: str, dump: Path, request: dict[str, Any]) -> dict[str, Any]:
-    compiler = importlib.import_module(f"{__package__}.{PLATFORMS[platform]}")
+    compiler = importlib.import_module(f"{__package__}.{platform}")
     module, name = request["make"].split(":")
     for old in dump.iterdir():
         old.unlink()
+    devices = None
     try:
-        device = compiler.device(request["chip"])
+        devices = compiler.devices(request["machine"])
         function, operands = getattr(importlib.import_module(module), name)(
-            device, **request["options"]
+            *devices, **request["options"]
         )
-        return compiler.measure(request["chip"], function, operands, dump)
+        look = getattr(compiler, request["how"])
+        return look(request["machine"], function, operands, dump, **request.get("more", {}))
     except Exception as error:  # whatever it is, it is the answer to this request
-        return {"refused": f"{type(error).__name__}: {error}"}
+        return {"refused": f"{type(error).__name__}: {error}", "machine": bool(devices)}
 
 
 def main() -> None:

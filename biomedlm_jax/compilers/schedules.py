@@ -12,7 +12,7 @@ comments, and `*final_hlo-static-per-bundle-utilization.txt`, slots of each unit
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 DELAY = 5  # bundles between a branch and its effect
@@ -154,15 +154,15 @@ def _slots(utilization: str) -> dict[str, tuple[int, ...]]:
     return dict(zip(units, zip(*rows, strict=True), strict=True)) if rows else {}
 
 
-def in_folder(folder: Path) -> dict[str, Schedule]:
-    """Every schedule in a folder that libtpu wrote, by the name of its HLO instruction."""
+def in_folder(folder: Path, names: Collection[str]) -> dict[str, Schedule]:
+    """The schedules of the HLO instructions `names` in a folder that libtpu wrote, by name."""
     slots, found = {}, {}
     for path in folder.iterdir():
         if (match := SLOTS.fullmatch(path.name)) and not match["name"].endswith("pre-delay"):
             slots[match["name"]] = path
     for path in folder.iterdir():
         match = SCHEDULE.fullmatch(path.name)
-        if match and "schedule-analysis" not in path.name:
+        if match and match["name"] in names and "schedule-analysis" not in path.name:
             of_units = slots.get(match["name"])
             found[match["name"]] = read(
                 path.read_text(errors="replace"), of_units.read_text() if of_units else ""

@@ -1,0 +1,114 @@
+"""What is asked: an experiment on a machine. What is compiled is the step that a run takes."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jaxlib._jax import Device
+
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax import step
+from biomedlm_jax.compilers.topologies import Topology
+from biomedlm_jax.config import Experiment, Mesh, Model, build
+from biomedlm_jax.entry import UserError
+
+MAKE = f"{__name__}:program"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """An experiment whose mesh and batch are those of the machine: its mesh has no -1."""
+
+    experiment: Experiment
+    machine: Topology
+
+    @property
+    def axes(self) -> dict[str, int]:
+        return dataclasses.asdict(self.experiment.mesh)
+
+    @property
+    def tokens(self) -> int:
+        """Of a step, over all chips."""
+        return self.experiment.data.batch * self.experiment.model.context
+
+    @property
+    def settings(self) -> str:
+        """In words of the command line, what may differ between targets."""
+        run, model = self.experiment.run, self.experiment.model
+        sizes = " x ".join(f"{axis} {size}" for axis, size in self.axes.items() if size > 1)
+        per_chip = self.experiment.data.batch / self.machine.devices
+        accumulate = f", accumulate {run.accumulate}" if run.accumulate > 1 else ""
+        return f"{sizes or 'one chip'}, {per_chip:g} a chip, remat {model.remat}{accumulate}"
+
+
+def target(
+    experiment: Experiment,
+    machine: Topology,
+    mesh: dict[str, int] | None = None,
+    per_chip: int | None = None,
+) -> Target:
+    """The experiment on a machine.
+
+    mesh: axes in place of config.mesh, -1 for what is left. per_chip: sequences in place of
+      config.data.batch.
+
+    Raises:
+      UserError: the mesh does not give the machine's chips, or does not divide model or batch.
+    """
+    asked = Mesh(**mesh) if mesh else experiment.mesh
+    try:
+        sizes = meshes.sizes(asked, machine.devices)
+    except UserError as error:
+        where = f"--topology={machine.name} has {machine.devices} chips"
+        raise UserError(f"{where}: {error}") from error
+    if per_chip is not None:
+        data = dataclasses.replace(experiment.data, batch=per_chip * machine.devices)
+        experiment = dataclasses.replace(experiment, data=data)
+    experiment = dataclasses.replace(experiment, mesh=Mesh(**sizes))
+    meshes.check(experiment, sizes)
+    return Target(experiment, machine)
+
+
+def program(*devices: Device, experiment: dict[str, Any]) -> tuple[Callable, tuple]:
+    """The jitted step of an experiment on devices that may be absent, and the shapes of what it
+    takes. experiment: as `dataclasses.asdict` gives it."""
+    run = build(Experiment, experiment)
+    mesh = meshes.make(run, list(devices))
+    shardings = step.state_shardings(run, mesh)
+    state = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(lambda: step.init(run)),
+        shardings,
+    )
+    rows = NamedSharding(mesh, step.BATCH_SPEC)
+    shape = (run.data.batch, run.model.context)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
+    operands = (state, tokens, tokens) if run.data.segment_ids else (state, tokens)
+    return step.train_step(run, mesh), operands
+
+
+def matrix_flops(model: Model, tokens: int) -> float:
+    """Of one step's products of activations with parameters: 2 forward, 4 backward for each
+    parameter of a matrix, the padded rows of the vocabulary among them. Attention's scores are not
+    in it, nor is what is computed twice."""
+    d, f = model.width, model.mlp
+    return 6.0 * tokens * (model.layers * (4 * d * d + 2 * d * f) + model.padded_vocab * d)
+
+
+def attention_flops(model: Model, tokens: int) -> float:
+    """Of one step's scores, causal: half of 12 L d T a token."""
+    return 6.0 * tokens * model.layers * model.width * model.context
+
+
+def utilization(model: Model, tokens: int, seconds: float, peak: float) -> dict[str, float]:
+    """MFU in two conventions. tokens: of `seconds` on a machine of `peak` flops a second.
+
+    6N + 12LdT: PaLM's, all of the scores (`Model.flops_per_token`). 6N + 6LdT: those of causal
+    attention alone.
+    """
+    causal = 6 * model.parameters + 6 * model.layers * model.width * model.context
+    rate = tokens / seconds / peak
+    return {"6N + 12LdT": rate * model.flops_per_token, "6N + 6LdT": rate * causal}

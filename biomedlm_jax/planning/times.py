@@ -1,0 +1,138 @@
+"""How long a step will take, predicted; nothing here was timed.
+
+On TPU the compiler states cycles for every operation of its own, and the kernels' schedules are
+theirs, so a step is built from them; waits that neither knows, for memory or for another chip, come
+on top. On GPU no compiler says, and the roofline is a time that a step can not be shorter than.
+"""
+
+from typing import Any
+
+from biomedlm_jax.compilers import traffic
+from biomedlm_jax.compilers.chips import Gpu, Tpu
+from biomedlm_jax.compilers.topologies import Topology
+from biomedlm_jax.compilers.traffic import Collective, Total
+from biomedlm_jax.planning.target import Target, attention_flops, utilization
+
+
+def link(machine: Topology) -> tuple[str, float]:
+    """(Name, bytes a second one way) of what a chip's collectives pass, all links together."""
+    chip = machine.chip
+    if isinstance(chip, Tpu):
+        return "ICI", chip.ici
+    if (machine.hosts or 1) > 1:
+        assert chip.network, "machines of several hosts have one"
+        return "the network between hosts", chip.network
+    return "NVLink" if chip.network else "PCIe", chip.link
+
+
+def totals(target: Target, figures: dict[str, Any]) -> dict[str, Total] | None:
+    """By kind of collective; None where the program's text could not be counted."""
+    if figures["collectives"] is None:
+        return None
+    return traffic.totals(_collectives(figures), target.machine.devices)
+
+
+def _collectives(figures: dict[str, Any]) -> list[Collective]:
+    return [Collective(**one) for one in figures["collectives"]]
+
+
+def roofline(target: Target, figures: dict[str, Any]) -> dict[str, float | None]:
+    """Seconds of a step that compute, device memory and links each need at their peak, and
+    `seconds`, the longest of them; None where the program could not be counted."""
+    machine, model = target.machine, target.experiment.model
+    flops, found = figures["matrix_flops"], totals(target, figures)
+    if flops is None or found is None:
+        return {"compute": None, "memory": None, "links": None, "seconds": None}
+    if figures["kernel_runs"]:  # attention's products are in kernels, and not in the text
+        flops = flops + attention_flops(model, target.tokens) / machine.devices
+    held = figures["memory"]["arguments"] + figures["memory"]["temporary"]
+    found = {
+        "compute": flops / machine.chip.flops,
+        "memory": 2 * held / machine.chip.bandwidth,
+        "links": sum(total.wire for total in found.values()) / link(machine)[1],
+    }
+    return {**found, "seconds": max(found.values())}
+
+
+def parts(target: Target, figures: dict[str, Any]) -> dict[str, float] | None:
+    """Seconds of a step by what they go into, as the compiler has them; None on GPU, or where a
+    part is not known."""
+    chip, found = target.machine.chip, totals(target, figures)
+    cycles = figures["xla_cycles"], figures["kernel_cycles"]
+    if isinstance(chip, Gpu) or found is None or None in cycles:
+        return None
+    alone = sum(total.alone for total in found.values())
+    return {
+        "operations": cycles[0] / chip.clock,
+        "kernels": cycles[1] / chip.clock,
+        "stand-alone collectives": alone / (chip.ici / chip.torus),
+    }
+
+
+def predicted(
+    target: Target, figures: dict[str, Any], price: float | None = None
+) -> dict[str, Any] | None:
+    """Of the run; None where nothing can be said.
+
+    price: of a chip-hour. Returns:
+      seconds: of a step. at_best: it is the roofline, and the truth is longer.
+      tokens_per_second_per_chip; mfu: by convention; days: of config.run.steps; cost, with a price.
+    """
+    built = parts(target, figures)
+    seconds = sum(built.values()) if built else roofline(target, figures)["seconds"]
+    if not seconds:
+        return None
+    machine, run = target.machine, target.experiment.run
+    hours = seconds * run.steps / 3600
+    return {
+        "seconds": seconds,
+        "at_best": built is None,
+        "tokens_per_second_per_chip": target.tokens / seconds / machine.devices,
+        "mfu": utilization(
+            target.experiment.model,
+            target.tokens,
+            seconds,
+            machine.chip.flops * machine.devices,
+        ),
+        "steps": run.steps,
+        "days": hours / 24,
+        "cost": None if price is None else price * hours * machine.devices,
+    }
+
+
+def assumptions(target: Target) -> list[str]:
+    """What the predictions take for granted, with the chip's figures."""
+    machine, chip = target.machine, target.machine.chip
+    name, speed = link(machine)
+    found = [
+        f"{machine.name}: {chip.flops / 1e12:.0f} TFLOP/s dense bfloat16, "
+        f"{chip.memory / 2**30:.2f} GiB of memory for a program at {chip.bandwidth / 1e9:,.0f} "
+        f"GB/s, {name} {speed / 1e9:.0f} GB/s one way over all links of a chip: data sheets, see "
+        "compilers/chips.py for their sources.",
+        "A collective of b bytes sends b (n - 1) / n over a chip's links, an all-reduce twice as "
+        "much, n being all chips: a bound from above where groups are smaller.",
+        "Roofline: matrix products at the peak; device memory moves twice what the program holds, "
+        "in and out; links carry everything at full speed; the longest of the three counts.",
+    ]
+    if isinstance(chip, Tpu):
+        found += [
+            "Predicted step: XLA's estimated cycles, with loops counted fully and every branch "
+            "taken, and the static schedules of the kernels, each compiled alone, at "
+            f"{chip.clock / 1e9:.3f} GHz (the clock that the peak implies), one after the other; "
+            "then stand-alone collectives over one axis of the network, "
+            f"{chip.ici / chip.torus / 1e9:.0f} GB/s. Collectives that run beside compute count "
+            "nothing. Waits for memory in kernels, for other chips, for the host and for data are "
+            "not in it.",
+        ]
+    else:
+        found += [
+            "No compiler estimates times for GPUs: the roofline is the shortest that a step can "
+            "take, and what follows from it is at best.",
+        ]
+        if (machine.hosts or 1) > 1:
+            found.append("All traffic counts as between hosts, one adapter a GPU.")
+        found.append(
+            "Memory is what nvidia-smi shows; CUDA itself takes about half a GB of it, and JAX "
+            "allocates three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."
+        )
+    return found
