@@ -67,7 +67,7 @@ def test_products_and_collectives_of_a_loop_are_those_counted_by_hand(compiler, 
 
 
 def test_kernels_cost_alone_what_they_cost_in_their_program():
-    """Where their operands are in HBM; a step leaves some in VMEM, for 2 % more cycles."""
+    """Where operands are in HBM; a step leaves some in VMEM, for 2 % more cycles."""
     if reason := child.missing("tpu"):
         pytest.skip(reason)
     asked = dict(make="biomedlm_jax.benchmarks.attention:ours", shape=(2, 4, 1024, 128))
@@ -77,7 +77,7 @@ def test_kernels_cost_alone_what_they_cost_in_their_program():
         inside = compiler.measure("v5e", **asked)["kernels"]
     assert alone["kernel_runs"] == {name: kernel["runs"] for name, kernel in inside.items()}
     expected = sum(kernel["runs"] * kernel["cycles"] for kernel in inside.values())
-    assert alone["kernel_cycles"] == pytest.approx(expected, rel=0.01)
+    assert alone["kernel_cycles"] == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.parametrize(
