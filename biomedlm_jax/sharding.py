@@ -54,7 +54,8 @@ def table(experiment: Experiment, mesh: Mesh | AbstractMesh | dict[str, int]) ->
 
 def held(experiment: Experiment, mesh: Mesh | AbstractMesh) -> dict[str, tuple[int, int]]:
     """(Bytes on a device, bytes of the whole) by part of the state."""
-    state, specs = jax.eval_shape(lambda: step.init(experiment)), step.state_specs(experiment)
+    state = jax.eval_shape(lambda: step.init(experiment))
+    specs = step.state_specs(experiment, mesh.shape)
     found = {}
     for label, field in PARTS.items():
         arrays, where = (jax.tree.leaves(getattr(tree, field)) for tree in (state, specs))
