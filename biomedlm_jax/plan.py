@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import jax
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
@@ -158,6 +159,7 @@ def write(name: str, path: str | None, text: Callable[[], str]) -> None:
 
 def main() -> None:
     given = flags.FLAGS
+    jax.config.update("jax_platforms", "cpu")  # chips that are here may be at work
     if given.config is None:
         raise UserError("--config is missing; for example --config=configs/pretrain_2p7b.py")
     if not given.topology:
