@@ -81,6 +81,17 @@ def test_the_forward_kernel_runs_once_unless_all_is_computed_twice():
     assert runs == {"none": 3, "named": 3, "full": 2 * 3}
 
 
+def test_two_mesh_axes_share_an_axis_of_the_network_where_they_must():
+    """16 chips in a line are not to be had of 8 x 8."""
+    if reason := child.missing("tpu"):
+        pytest.skip(reason)
+    wide = changed(TINY, model__width=256, model__heads=2, model__context=512, mesh__fsdp=16)
+    with Programs("tpu") as compiler:
+        answer = ask(compiler, target(changed(wide, mesh__data=-1), named("v6e:8x8"), None, 1))
+    assert answer.figures, answer.refused
+    assert answer.target.axes["fsdp"] == 16
+
+
 def test_a_figure_that_moves_by_more_than_three_per_cent_is_named():
     old = {"matrix flops": 100.0, "wire bytes": 50.0, "all-to-all, runs": 0, "gone": 4}
     new = {"matrix flops": 102.9, "wire bytes": 48.4, "all-to-all, runs": 1}

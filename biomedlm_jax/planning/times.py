@@ -120,9 +120,9 @@ def assumptions(target: Target) -> list[str]:
             "taken, and the static schedules of the kernels, each compiled alone, at "
             f"{chip.clock / 1e9:.3f} GHz (the clock that the peak implies), one after the other; "
             "then stand-alone collectives over one axis of the network, "
-            f"{chip.ici / chip.torus / 1e9:.0f} GB/s. Collectives that run beside compute count "
-            "nothing. Waits for memory in kernels, for other chips, for the host and for data are "
-            "not in it.",
+            f"{chip.ici / chip.torus / 1e9:.0f} GB/s.",
+            "Collectives that run beside compute count nothing in it, nor do waits for memory in "
+            "kernels, for other chips, for the host and for data.",
         ]
     else:
         found += [
