@@ -175,3 +175,21 @@ def test_a_program_that_can_not_be_counted_says_why_and_counts_nothing():
     found = whole.counted(text)
     assert found["uncounted"] == "the text has no ENTRY computation"
     assert found["matrix_flops"] is found["collectives"] is found["xla_cycles"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "block"),
+    [
+        ("replica_groups=mesh['data'=2,'fsdp'=8,'model'=1] {'fsdp'}, dimensions={1}", 8),
+        ("replica_groups=mesh['data'=2,'fsdp'=8,'model'=1] {'data','model'}", 16),
+        ("replica_groups=mesh['data'=2,'fsdp'=4,'model'=2] {'model'}", 2),
+        ("replica_groups=[2,8]<=[16], dimensions={0}", 8),
+        ("replica_groups=[8,2]<=[2,8]T(1,0), use_global_device_ids=true", 16),
+        ("replica_groups={{0,1,2},{4,5,6}}, to_apply=%add", 4),
+        ("channel_id=3, source_target_pairs={{0,1},{1,2},{2,3}}", 4),
+        ("channel_id=3, source_target_pairs={{6,7}}", 2),
+        ("channel_id=3", None),
+    ],
+)
+def test_how_far_a_collective_reaches(text, block):
+    assert traffic.block(text) == block

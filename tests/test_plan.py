@@ -15,6 +15,7 @@ from biomedlm_jax import plan
 from biomedlm_jax.compilers import chips, cost
 from biomedlm_jax.compilers.child import CompileError, MachineError
 from biomedlm_jax.compilers.topologies import named
+from biomedlm_jax.compilers.traffic import Collective
 from biomedlm_jax.config import Experiment, build
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.planning import memory, sweep, times, words
@@ -54,8 +55,12 @@ class Told:
         wanted = int(share * per_chip * self.activations)
         twice = {"none": 1.0, "named": 1.05, "full": 1.3}[run.model.remat]
         flops = int(twice * matrix_flops(run.model, one.tokens) / one.machine.devices)
-        gather = dict(kind="all-gather", runs=64, bytes=int(1e8), alone=False, operation="gather")
-        reduce = dict(kind="all-reduce", runs=1, bytes=int(2e8), alone=True, operation="psum")
+        gather = dict(
+            kind="all-gather", runs=64, bytes=int(1e8), alone=False, operation="gather", block=16
+        )
+        reduce = dict(
+            kind="all-reduce", runs=1, bytes=int(2e8), alone=True, operation="psum", block=None
+        )
         dear = dict(name="fusion.1", opcode="fusion", shape="bf16[4]", operation="<b>dot</b>")
         return dict(
             trace_seconds=2.0,
@@ -66,7 +71,7 @@ class Told:
             xla_cycles=flops // 100_000,
             kernel_runs={"attention_forward.1": 32},
             kernel_cycles=20_000_000,
-            collectives=[gather, reduce],
+            collectives=[one | {"operation": "psum"} for one in (gather, reduce)],
             dearest=[dear | dict(runs=32, cycles=5_000_000)],
         )
 
@@ -114,9 +119,21 @@ def test_a_gpu_has_no_estimate_and_is_said_at_best():
     told = times.predicted(one, figures)
     assert told["at_best"]
     assert told["seconds"] == times.roofline(one, figures)["seconds"]
-    assert times.link(one.machine) == ("the network between hosts", 50e9)
-    assert times.link(named("h100:8")) == ("NVLink", 450e9)
-    assert times.link(named("l4:2")) == ("PCIe", 32e9)
+    assert [times.link(named(name)) for name in ("h100:16", "h100:8", "l4:2")] == [
+        "NVLink and network", "NVLink", "PCIe"
+    ]  # fmt: skip
+
+
+def test_only_what_leaves_a_host_of_gpus_passes_the_network():
+    inside = Collective("all-gather", 1, 10**9, True, "", block=8)
+    across = dataclasses.replace(inside, block=16)
+    unknown = dataclasses.replace(inside, block=None)
+    two_hosts = named("h100:16")
+    speeds = [times.speed(two_hosts, one) for one in (inside, across, unknown)]
+    assert speeds == [450e9, 50e9, 50e9]
+    assert times.speed(named("h100:8"), unknown) == 450e9
+    assert times.speed(named("l4:2"), unknown) == 32e9
+    assert times.speed(named("v5e:16x16"), across) == 200e9
 
 
 def test_what_is_not_counted_is_not_known_and_never_zero():

@@ -7,8 +7,11 @@ stand-alone: the chip does nothing else meanwhile.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
+
+import numpy as np
 
 from biomedlm_jax.compilers.hlo import Instruction, Module, arrays, parts
 
@@ -22,18 +25,24 @@ KINDS = {  # how often the bytes of a collective pass a chip's links, for many c
 START = re.compile(r'custom_call_target="AsyncCollectiveStart"')
 PART = re.compile(r'custom_call_target="AsyncCollectiveDone"')
 OPERATION = re.compile(r'op_name="([^"]*)"')
+# The three ways in which XLA writes which devices speak with each other.
+BY_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+BY_COUNT = re.compile(r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+BY_NAME = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """bytes: of one run, before a scatter or after a gather, on one chip. alone: nothing else runs
-    meanwhile."""
+    meanwhile. block: it stays within blocks of so many devices, a power of 2, counted from the
+    first; None where the text does not say."""
 
     kind: str
     runs: int
     bytes: int
     alone: bool
     operation: str
+    block: int | None
 
     def wire(self, chips: int) -> float:
         """Bytes that all its runs send over a chip's links, in a ring of `chips`."""
@@ -85,8 +94,40 @@ def collectives(module: Module) -> list[Collective]:
             if kind == "all-reduce" and "all-reduce-scatter" in name:  # of a TPU, one operation
                 kind, alone = "reduce-scatter", True
             said = OPERATION.search(instruction.rest)
-            found.append(Collective(kind, runs, size, alone, said[1] if said else ""))
+            where = said[1] if said else ""
+            found.append(Collective(kind, runs, size, alone, where, block(instruction.rest)))
     return found
+
+
+def block(text: str) -> int | None:
+    """See `Collective.block`; text: of a collective's attributes."""
+    groups = _groups(text)
+    if groups is None:
+        return None
+    size = 1
+    while any(len({device // size for device in group}) > 1 for group in groups):
+        size *= 2
+    return size
+
+
+def _groups(text: str) -> list[list[int]] | None:
+    """The devices that speak with each other, by their numbers."""
+    if found := BY_AXES.search(text):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        inside = re.findall(r"'(\w+)'", found[2])
+        order = [name for name in sizes if name not in inside] + inside
+        devices = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+        devices = devices.transpose([list(sizes).index(name) for name in order])
+        return devices.reshape(-1, math.prod(sizes[name] for name in inside)).tolist()
+    if found := BY_COUNT.search(text):
+        shape = [int(size) for size in found[2].split(",")]
+        devices = np.arange(math.prod(shape)).reshape(shape)
+        if found[3]:
+            devices = devices.transpose([int(axis) for axis in found[3].split(",")])
+        return devices.reshape(-1, int(found[1])).tolist()
+    if found := BY_NAME.search(text):
+        return [[int(n) for n in re.findall(r"\d+", group)] for group in found[1].split("},{")]
+    return None
 
 
 def _bytes(kind: str, instruction: Instruction, shapes: Mapping[str, str]) -> int:

@@ -110,7 +110,7 @@ def _links(answer: Answer) -> list[Any]:
     totals = times.totals(answer.target, answer.figures or {})
     if not totals:
         return []
-    name, _ = times.link(answer.target.machine)
+    name = times.link(answer.target.machine)
     parts = [(kind, total.wire / 1e9, gigabytes(total.wire)) for kind, total in totals.items()]
     alone = [(kind, total.alone / 1e9, gigabytes(total.alone)) for kind, total in totals.items()]
     pair = [

@@ -14,15 +14,25 @@ from biomedlm_jax.compilers.traffic import Collective, Total
 from biomedlm_jax.planning.target import Target, attention_flops, utilization
 
 
-def link(machine: Topology) -> tuple[str, float]:
-    """(Name, bytes a second one way) of what a chip's collectives pass, all links together."""
+def link(machine: Topology) -> str:
+    """What a chip's collectives pass."""
+    if isinstance(machine.chip, Tpu):
+        return "ICI"
+    inside = "NVLink" if machine.chip.network else "PCIe"
+    return f"{inside} and network" if (machine.hosts or 1) > 1 else inside
+
+
+def speed(machine: Topology, one: Collective) -> float:
+    """Bytes a second one way of what a collective passes, all links of a chip together. Between
+    hosts where the program does not say that it stays within one."""
     chip = machine.chip
     if isinstance(chip, Tpu):
-        return "ICI", chip.ici
-    if (machine.hosts or 1) > 1:
-        assert chip.network, "machines of several hosts have one"
-        return "the network between hosts", chip.network
-    return "NVLink" if chip.network else "PCIe", chip.link
+        return chip.ici
+    _, of_a_host = machine.shape
+    if machine.hosts == 1 or (one.block and one.block <= of_a_host):
+        return chip.link
+    assert chip.network, "machines of several hosts have one"
+    return chip.network
 
 
 def totals(target: Target, figures: dict[str, Any]) -> dict[str, Total] | None:
@@ -49,7 +59,9 @@ def roofline(target: Target, figures: dict[str, Any]) -> dict[str, float | None]
     found = {
         "compute": flops / machine.chip.flops,
         "memory": 2 * held / machine.chip.bandwidth,
-        "links": sum(total.wire for total in found.values()) / link(machine)[1],
+        "links": sum(
+            one.wire(machine.devices) / speed(machine, one) for one in _collectives(figures)
+        ),
     }
     return {**found, "seconds": max(found.values())}
 
@@ -103,11 +115,14 @@ def predicted(
 def assumptions(target: Target) -> list[str]:
     """What the predictions take for granted, with the chip's figures."""
     machine, chip = target.machine, target.machine.chip
-    name, speed = link(machine)
+    if isinstance(chip, Tpu):
+        links = f"ICI {chip.ici / 1e9:.0f} GB/s"
+    else:
+        links = f"{'NVLink' if chip.network else 'PCIe'} {chip.link / 1e9:.0f} GB/s"
     found = [
         f"{machine.name}: {chip.flops / 1e12:.0f} TFLOP/s dense bfloat16, "
         f"{chip.memory / 2**30:.2f} GiB of memory for a program at {chip.bandwidth / 1e9:,.0f} "
-        f"GB/s, {name} {speed / 1e9:.0f} GB/s one way over all links of a chip: data sheets, see "
+        f"GB/s, {links} one way over all links of a chip: data sheets, see "
         "compilers/chips.py for their sources.",
         "A collective of b bytes sends b (n - 1) / n over a chip's links, an all-reduce twice as "
         "much, n being all chips: a bound from above where groups are smaller.",
@@ -129,8 +144,11 @@ def assumptions(target: Target) -> list[str]:
             "No compiler estimates times for GPUs: the roofline is the shortest that a step can "
             "take, and what follows from it is at best.",
         ]
-        if (machine.hosts or 1) > 1:
-            found.append("All traffic counts as between hosts, one adapter a GPU.")
+        if chip.network and machine.hosts != 1:
+            found.append(
+                f"Collectives that leave a host pass the network, {chip.network / 1e9:.0f} GB/s of "
+                "one adapter a GPU; those of neighbours in one host do not."
+            )
         found.append(
             "Memory is what nvidia-smi shows; CUDA itself takes about half a GB of it, and JAX "
             "allocates three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."

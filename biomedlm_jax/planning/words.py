@@ -73,7 +73,7 @@ def _work(answer: Answer) -> list[Line]:
 
 def _links(answer: Answer) -> list[Line]:
     figures, target = answer.figures or {}, answer.target
-    name, _ = times.link(target.machine)
+    name = times.link(target.machine)
     totals = times.totals(target, figures)
     if totals is None:
         return [(f"bytes over {name}", UNKNOWN, "")]
