@@ -118,10 +118,17 @@ def read_claim(workdir: epath.PathLike) -> Claim:
             "run, not a folder inside it"
         )
     try:
-        # Runs that began before it was recorded do not say with what.
-        return build(Claim, {"weights": {}, **json.loads(file.read_text())}, str(file))
-    except (ValueError, TypeError) as error:
+        return build(Claim, _with_later(json.loads(file.read_text())), str(file))
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{file} is not what a run of this version writes, so {workdir} is no --workdir: "
             f"{error}"
         ) from error
+
+
+def _with_later(settings: dict) -> dict:
+    """What the file of a run that began with an earlier version does not have: with what weights,
+    and `run.tpu_vmem_mib`, which was XLA's own choice."""
+    experiment = settings["experiment"]
+    run = {"tpu_vmem_mib": 0, **experiment["run"]}
+    return {"weights": {}, **settings, "experiment": {**experiment, "run": run}}

@@ -97,7 +97,7 @@ class Data:
 class Mesh:
     """Devices along each mesh axis; one of them may be -1, which takes all that are left."""
 
-    data: int  # copies of the parameters
+    data: int  # copies of the parameters in use; each stores some of the layers, if they divide
     fsdp: int  # pieces in which a copy is stored; also splits the batch
     model: int  # pieces in which a layer is computed
     context: int  # pieces in which a sequence is computed, for long ones

@@ -195,8 +195,8 @@ def over_slices(axes: dict[str, int], devices: list, slices: int) -> np.ndarray:
     if axes["data"] % slices:
         raise UserError(
             f"config.mesh.data={axes['data']} does not divide over the {slices} slices that the "
-            f"{len(devices)} TPUs are in; a copy of the parameters stays inside a slice, so make "
-            f"it a multiple of {slices}"
+            f"{len(devices)} TPUs are in; a layer is computed inside a slice, so make it a "
+            f"multiple of {slices}"
         )
     inside = {**axes, "data": axes["data"] // slices}
     between = {**dict.fromkeys(axes, 1), "data": slices}

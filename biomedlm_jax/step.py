@@ -1,9 +1,10 @@
 """What runs on the devices: the state, how it starts, one update, one evaluation.
 
 Each is one program under one `jax.shard_map` over the whole mesh. Inside it every array is what
-one device holds, and the collectives stand where they happen: `layout.in_use` gathers a stored
-parameter (its transpose scatters the gradient), a product over a split axis is summed over
-`model`, and `gradients` below sums over the rest of the batch, once, in float32.
+one device holds, and the collectives stand where they happen: `layout.all_layers` gathers the
+layers that other devices store, once; `layout.in_use` gathers the pieces of a parameter (its
+transpose scatters the gradient); a product over a split axis is summed over `model`; and
+`gradients` below sums over the rest of the batch, once, in float32.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from biomedlm_jax.config import Experiment
+from biomedlm_jax.entry import UserError
 from biomedlm_jax.kernels.dropout import Seed, step_seed
 from biomedlm_jax.kernels.varying import axes_of, marked
 from biomedlm_jax.layout import (
@@ -36,6 +38,7 @@ from biomedlm_jax.objective import continues, next_token
 from biomedlm_jax.optimizer import adamw, clip, mesh_axes, norms, schedule
 
 BATCH_SPEC = spec("bt", IN_USE)
+SMALL_VMEM, VMEM = 16, 64  # MiB of a core: v4; at least, from v5e on (JAX's table of TPUs)
 
 
 @jax.tree_util.register_dataclass
@@ -174,10 +177,20 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Callable:
 
 
 def compiler_options(experiment: Experiment, mesh: Mesh) -> dict[str, str] | None:
-    """What XLA is told for this mesh."""
-    vmem = experiment.run.tpu_vmem_mib
-    if mesh.devices.flat[0].platform != "tpu" or not vmem:
+    """What XLA is told for this mesh.
+
+    Raises:
+      UserError: it is told to use more VMEM than the chip has, which it would believe.
+    """
+    vmem, device = experiment.run.tpu_vmem_mib, mesh.devices.flat[0]
+    if device.platform != "tpu" or not vmem:
         return None
+    there = SMALL_VMEM if device.device_kind.startswith("TPU v4") else VMEM
+    if vmem > there:
+        raise UserError(
+            f"config.run.tpu_vmem_mib={vmem}, but a {device.device_kind} has {there} MiB; say "
+            "--config.run.tpu_vmem_mib=0, which leaves it to XLA"
+        )
     return {"xla_tpu_scoped_vmem_limit_kib": str(vmem * 1024)}
 
 

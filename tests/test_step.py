@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -277,3 +278,30 @@ def test_a_mesh_of_another_size_than_the_machine_is_refused():
     with pytest.raises(UserError, match=r"fsdp=3 .* does not give the 8 devices"):
         meshes.sizes(changed(TINY, mesh__data=-1, mesh__fsdp=3).mesh, 8)
     assert meshes.sizes(changed(TINY, mesh__data=-1, mesh__fsdp=4).mesh, 8)["data"] == 2
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "vmem", "told"),
+    [
+        ("tpu", "TPU v5 lite", 28, {"xla_tpu_scoped_vmem_limit_kib": "28672"}),
+        ("tpu", "TPU v4", 16, {"xla_tpu_scoped_vmem_limit_kib": "16384"}),
+        ("tpu", "TPU v4", 0, None),
+        ("cpu", "cpu", 28, None),
+    ],
+)
+def test_what_xla_is_told(platform, kind, vmem, told):
+    assert (
+        step.compiler_options(changed(TINY, run__tpu_vmem_mib=vmem), on_a(platform, kind)) == told
+    )
+
+
+def test_more_vmem_than_a_chip_has_is_refused():
+    experiment = changed(TINY, run__tpu_vmem_mib=28)
+    with pytest.raises(UserError, match="tpu_vmem_mib=28, but a TPU v4 has 16 MiB; say --config"):
+        step.compiler_options(experiment, on_a("tpu", "TPU v4"))
+
+
+def on_a(platform: str, kind: str) -> SimpleNamespace:
+    """A mesh of one such device."""
+    device = SimpleNamespace(platform=platform, device_kind=kind)
+    return SimpleNamespace(devices=np.array([device]))

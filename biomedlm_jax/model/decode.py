@@ -58,8 +58,8 @@ def cache_specs(model: Model) -> Cache:
 
 
 def weights(params: dict, model: Model, mesh: Mesh) -> Weights:
-    """Of `params` (float32, layers stacked, see `gpt.init`), on the devices of `mesh` already, each
-    part where it was.
+    """Of `params` (float32, layers stacked, see `gpt.init`), on the devices of `mesh` already. What
+    a device has of a layer stays there; layers that `data` stores are brought to all of it.
 
     Kernels are cast to the compute dtype once, which is what training does at each use.
     """

@@ -1,7 +1,7 @@
 """The three layers a GPT-2 is made of, as one device computes them under `shard_map`.
 
-Parameters are float32 and stored in pieces; `in_use` brings one together where it is used, and
-the product runs in the dtype of its input.
+Parameters are stored in pieces, float32 or already in the dtype of their use; `in_use` brings one
+together where it is used, and the product runs in the dtype of its input.
 """
 
 from typing import NamedTuple
