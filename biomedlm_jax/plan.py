@@ -16,7 +16,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from biomedlm_jax.compilers.topologies import Topology, named
 from biomedlm_jax.config import Experiment, build, check_arguments
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.lines import appearing
-from biomedlm_jax.planning import sweep, times, words
+from biomedlm_jax.planning import memory, sweep, times, words
 from biomedlm_jax.planning.answer import Answer, ask
 from biomedlm_jax.planning.page import page
 from biomedlm_jax.planning.target import Target, target
@@ -101,52 +101,89 @@ def answers(
     return found
 
 
+def different(targets: Iterable[Target]) -> list[Target]:
+    return list(dict.fromkeys(targets))
+
+
+def swept(bases: Sequence[Target]) -> list[Target]:
+    """What a sweep around them compiles; where that is nothing, says why."""
+    found = different(one for base in bases for one in sweep.many(base))
+    if not found:
+        for base in bases:
+            least, limit = (words.gigabytes(size) for size in (
+                memory.least(base), base.machine.chip.memory))  # fmt: skip
+            print(
+                f"{base.machine.name}: nothing was compiled. State and gradients, which every step "
+                f"holds, are {least} a chip with {base.settings}; of the other settings none that "
+                f"divides has them within the {limit} there are: take more or larger chips"
+            )
+    return found
+
+
 def shown(answer: Answer) -> str:
     """All about one target."""
     text = f"{words.title(answer)}\n\n{words.table(words.lines(answer))}"
     if answer.figures is None:
         return text
-    told = "\n".join(f"* {line}" for line in times.assumptions(answer.target))
+    told = "\n".join(f"* {line}" for line in times.assumptions(answer.target, answer.figures))
     return f"{text}\n\n{told}"
 
 
-def short_of(answer: Answer, answer_to: Callable[[Target], Answer]) -> str:
-    """By how much a target does not fit, and the nearest that does."""
+def short_of(answer: Answer, answer_to: Callable[[Target], Answer], config: Experiment) -> str:
+    """By how much a target does not fit, and the nearest that does. config: as it was given, which
+    the flags that are named change."""
     held = answer.memory
     assert held
     name, over = answer.target.machine.name, words.gigabytes(held["needed"] - held["limit"])
     said = f"{name}, {answer.target.settings} does not fit: {over} too much a chip"
     print(f"{said}; looking for a setting that does", file=sys.stderr)
 
+    count = 0
+
     def tried(one: Target) -> Answer:
+        nonlocal count
+        count += 1
         print(f"trying {one.settings}", file=sys.stderr)
         return answer_to(one)
 
     near = sweep.nearest(answer, tried)
     if near is None:
-        return (
-            f"{said}; no other remat, fsdp, accumulation or batch fits: take more or larger chips"
-        )
+        none = f"none of the {count} that were tried fits" if count else "no other could fit"
+        return f"{said}; of other remat, fsdp, accumulation and batch {none}"
     assert near.memory
     size = words.gigabytes(near.memory["needed"])
-    flags_of = " ".join(overrides(answer.target, near.target))
+    flags_of = " ".join(overrides(config, near.target))
     return f"{said}; the nearest that fits is {near.target.settings} ({size}): {flags_of}"
 
 
-def overrides(old: Target, new: Target) -> list[str]:
-    """The flags of `main` that make one of the other."""
-    a, b = old.experiment, new.experiment
+def overrides(config: Experiment, new: Target) -> list[str]:
+    """The flags of `main` that make the target of a config, on the target's machine."""
+    a, b = config, new.experiment
     found = []
     if a.model.remat != b.model.remat:
         found.append(f"--config.model.remat={b.model.remat}")
     for axis, size in new.axes.items():
-        if old.axes[axis] != size:
+        if getattr(a.mesh, axis) not in (-1, size):  # -1 is what the others leave
             found.append(f"--config.mesh.{axis}={size}")
     if a.run.accumulate != b.run.accumulate:
         found.append(f"--config.run.accumulate={b.run.accumulate}")
     if a.data.batch != b.data.batch:
         found.append(f"--config.data.batch={b.data.batch}")
     return found
+
+
+def conclude(found: Sequence[Answer], swept: bool) -> None:
+    """Ends the program where not all fit, or of a sweep none.
+
+    Raises:
+      UserError: programs do not compile; of a sweep, all of them.
+    """
+    refused = [one.refused for one in found if one.refused]
+    if refused and (not swept or len(refused) == len(found)):
+        raise UserError(f"{len(refused)} of {len(found)} programs do not compile: {refused[0]}")
+    fit = [one.fits for one in found]
+    if not (any(fit) if swept else all(fit)):
+        sys.exit(DOES_NOT_FIT)
 
 
 def write(name: str, path: str | None, text: Callable[[], str]) -> None:
@@ -166,19 +203,23 @@ def main() -> None:
         raise UserError("--topology is missing; for example --topology=v5e:16x16")
     experiment = build(Experiment, given.config.to_dict())
     machines = [named(name) for name in given.topology]
-    targets = [
+    targets = different(
         target(experiment, machine, mesh, size)
         for machine in machines
         for mesh in meshes(given.mesh)
         for size in batches(given.batch_per_chip)
-    ]
+    )
     for name in ("json", "html", "dump_hlo"):
         path = given[name].value
         if path and Path(path).is_dir():
             raise UserError(f"--{name}={path} is a folder; name a file")
     if given.dump_hlo and (len(targets) > 1 or given.sweep):
         raise UserError(f"--dump_hlo={given.dump_hlo} is one file, and of one program: ask for one")
+    if given.dump_hlo and not Path(given.dump_hlo).parent.is_dir():
+        raise UserError(f"--dump_hlo={given.dump_hlo}: its folder does not exist; make it first")
     check(machines)
+    if given.sweep and not (targets := swept(targets)):
+        sys.exit(DOES_NOT_FIT)
 
     with ExitStack() as stack:
         compilers = {
@@ -191,8 +232,6 @@ def main() -> None:
         def answer(one: Target, text_to: Path | None = None) -> Answer:
             return ask(compilers[one.machine.platform], one, given.price, text_to)
 
-        if given.sweep:
-            targets = [one for base in targets for one in sweep.many(base)]
         found = answers(targets, lambda one: answer(one, text), skip=given.sweep)
         if text and text.exists():
             text.replace(given.dump_hlo)
@@ -217,12 +256,8 @@ def main() -> None:
         if front is None and short:
             print()
             for one in short:
-                print(short_of(one, answer), flush=True)
-    refused = [one for one in found if one.refused]
-    if front is None and refused:
-        raise UserError(f"{len(refused)} of {len(found)} programs do not compile")
-    if not front if given.sweep else short:
-        sys.exit(DOES_NOT_FIT)
+                print(short_of(one, answer, experiment), flush=True)
+    conclude(found, given.sweep)
 
 
 if __name__ == "__main__":

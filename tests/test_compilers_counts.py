@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from biomedlm_jax.compilers import child, cost, hlo, traffic, whole
+from biomedlm_jax.compilers import calls, child, cost, hlo, traffic, whole
 from biomedlm_jax.compilers.programs import Programs
 from biomedlm_jax.compilers.traffic import Collective
 
@@ -86,18 +86,48 @@ def test_kernels_cost_alone_what_they_cost_in_their_program():
         ({"forward": [100], "backward": [200]}, {"forward.1": 3, "backward.7.clone": 2}, 700),
         ({"forward": [100, 100]}, {"forward.1": 3}, 300),
         ({"forward": [100], "forward_long": [7]}, {"jvp_forward_long_.1": 1, "forward.2": 1}, 107),
-        ({"forward": [100, 120]}, {"forward.1": 3}, None),
-        ({"forward": [100]}, {"other.1": 3}, None),
-        ({"forward": [None]}, {"forward.1": 3}, None),
+        ({"forward": [100, 120]}, {"forward.1": 3}, "several kernels of a name that differ"),
+        ({"forward": [100]}, {"other.1": 3}, "other.1 is no kernel that"),
+        ({"forward": [None]}, {"forward.1": 3}, "the trips of a loop in forward are not const"),
+        ({"forward": ["Mosaic\n failed"]}, {"forward.1": 3}, "not compile alone: Mosaic failed"),
+        ("a kernel takes tensor<3xf4>", {"forward.1": 3}, "a kernel takes tensor<3xf4>"),
+        ({"forward": [100]}, None, "could not be counted"),
+        ({}, {}, 0),
+        ("a kernel takes tensor<3xf4>", {}, 0),
     ],
 )
 def test_a_kernel_whose_cycles_are_not_known_makes_the_sum_unknown(
     cycles, runs, total, monkeypatch
 ):
-    calls = [{"name": name, "cycles": n} for name, each in cycles.items() for n in each]
-    monkeypatch.setattr(Programs, "_of", lambda self, machine, call: call["cycles"])
+    calls = cycles
+    if isinstance(cycles, dict):
+        calls = [{"name": name, "cycles": n} for name, each in cycles.items() for n in each]
+
+    def measure(chip, make, call):
+        if isinstance(call["cycles"], str):
+            raise child.CompileError(call["cycles"])
+        known = call["cycles"] is not None
+        one = {"cycles": call["cycles"] or 7, "cycles_of_a_trip": 0 if known else 3}
+        return {"kernels": {call["name"]: one}}
+
+    whole_program = {"calls": calls, "kernel_runs": runs}
     with Programs("tpu") as programs:
-        assert programs._all("v5e:2x2", calls, runs) == total
+        monkeypatch.setattr(programs._kernels, "measure", measure)
+        monkeypatch.setattr(programs._whole, "asked", lambda request: dict(whole_program))
+        found = programs.program("v5e:2x2", "")
+    if isinstance(total, int):
+        assert found == {"kernel_runs": runs, "kernel_cycles": total}
+    else:
+        assert found["kernel_cycles"] is None
+        assert total in found["kernels_unknown"]
+
+
+def test_a_kernel_of_an_unknown_type_is_not_known_and_the_program_compiles(monkeypatch):
+    def unknown(lowered):
+        raise ValueError("a kernel takes or gives tensor<4xf8E8M0FNU>")
+
+    monkeypatch.setattr(calls, "calls", unknown)
+    assert whole.called(None) == "a kernel takes or gives tensor<4xf8E8M0FNU>"
 
 
 def huge(device, *, gibibytes):
@@ -178,18 +208,26 @@ def test_a_program_that_can_not_be_counted_says_why_and_counts_nothing():
 
 
 @pytest.mark.parametrize(
-    ("text", "block"),
+    ("text", "block", "group"),
     [
-        ("replica_groups=mesh['data'=2,'fsdp'=8,'model'=1] {'fsdp'}, dimensions={1}", 8),
-        ("replica_groups=mesh['data'=2,'fsdp'=8,'model'=1] {'data','model'}", 16),
-        ("replica_groups=mesh['data'=2,'fsdp'=4,'model'=2] {'model'}", 2),
-        ("replica_groups=[2,8]<=[16], dimensions={0}", 8),
-        ("replica_groups=[8,2]<=[2,8]T(1,0), use_global_device_ids=true", 16),
-        ("replica_groups={{0,1,2},{4,5,6}}, to_apply=%add", 4),
-        ("channel_id=3, source_target_pairs={{0,1},{1,2},{2,3}}", 4),
-        ("channel_id=3, source_target_pairs={{6,7}}", 2),
-        ("channel_id=3", None),
+        ("replica_groups=mesh['data'=2,'fsdp'=8,'model'=1] {'fsdp'}, dimensions={1}", 8, 8),
+        ("replica_groups=mesh['data'=2,'fsdp'=8,'model'=1] {'data','model'}", 16, 2),
+        ("replica_groups=mesh['data'=2,'fsdp'=4,'model'=2] {'model'}", 2, 2),
+        ("replica_groups=[2,8]<=[16], dimensions={0}", 8, 8),
+        ("replica_groups=[8,2]<=[2,8]T(1,0), use_global_device_ids=true", 16, 2),
+        ("replica_groups={{0,1,2},{4,5}}, to_apply=%add", 4, 3),
+        ("channel_id=3, source_target_pairs={{0,1},{1,2},{2,3}}", 4, 2),
+        ("channel_id=3, source_target_pairs={{6,7}}", 2, 2),
+        ("channel_id=3", None, None),
     ],
 )
-def test_how_far_a_collective_reaches(text, block):
-    assert traffic.block(text) == block
+def test_how_far_a_collective_reaches_and_with_how_many(text, block, group):
+    line = f"  ROOT %r = f32[8]{{0}} all-reduce(%p), {text}"
+    (found,) = traffic.collectives(hlo.parse(f"ENTRY %main (p: f32[8]) -> f32[8] {{\n{line}\n}}"))
+    assert (found.block, found.group) == (block, group)
+
+
+def test_a_permute_sends_all_that_it_has():
+    permute = Collective("collective-permute", 3, 100, True, "", None, None)
+    assert permute.wire(4) == 300
+    assert traffic.totals([permute], 4)["collective-permute"].wire == 300

@@ -96,6 +96,12 @@ def test_operations_count_as_often_as_the_loops_around_run():
     assert (found.xla_cycles, found.kernels) == (12 * 50 + 3, {"kernel.1": 12})
 
 
+@pytest.mark.parametrize("target", ["mosaic_gpu_v2", "__cudnn$fmhaSoftmaxDropoutBackward"])
+def test_attention_of_gpus_is_a_kernel(target):
+    assert cost.read(HLO.replace("tpu_custom_call", target)).kernels == {"kernel.1": 12}
+    assert cost.read(HLO.replace("tpu_custom_call", "__cudnn$convForward")).kernels == {}
+
+
 def test_a_loop_without_a_constant_bound_is_refused():
     with pytest.raises(ValueError, match=r"while\.1 does not run to a constant"):
         cost.read(HLO.replace("constant(12)", "parameter(1)"))

@@ -16,10 +16,9 @@ from biomedlm_jax.compilers import chips, cost
 from biomedlm_jax.compilers.child import CompileError, MachineError
 from biomedlm_jax.compilers.topologies import named
 from biomedlm_jax.compilers.traffic import Collective
-from biomedlm_jax.config import Experiment, build
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.planning import memory, sweep, times, words
-from biomedlm_jax.planning.answer import ask
+from biomedlm_jax.planning.answer import Answer
 from biomedlm_jax.planning.page import page
 from biomedlm_jax.planning.target import (
     attention_flops,
@@ -28,56 +27,8 @@ from biomedlm_jax.planning.target import (
     target,
     utilization,
 )
-from configs import pretrain_2p7b
 from tests.conftest import ROOT, TINY, changed
-
-PUBLISHED = build(Experiment, pretrain_2p7b.get_config().to_dict())
-V5E = named("v5e:16x16")
-
-
-class Told:
-    """In place of `Programs`: takes activations by remat and rows, cycles by what is computed
-    twice; refuses what `refuse` names."""
-
-    def __init__(self, activations=1e9, refuse=None):
-        self.activations, self.refuse, self.asked = activations, refuse, []
-
-    def program(self, machine, make, text_to=None, *, experiment):
-        del make, text_to
-        run = build(Experiment, experiment)
-        self.asked.append(run)
-        if self.refuse and self.refuse(run):
-            raise CompileError("Mosaic failed to compile TPU kernel")
-        one = target(run, named(machine))
-        state = sum(memory.state(one).values())
-        share = {"none": 4.0, "named": 1.0, "full": 0.2}[run.model.remat] / run.run.accumulate
-        per_chip = run.data.batch / one.machine.devices
-        wanted = int(share * per_chip * self.activations)
-        twice = {"none": 1.0, "named": 1.05, "full": 1.3}[run.model.remat]
-        flops = int(twice * matrix_flops(run.model, one.tokens) / one.machine.devices)
-        gather = dict(
-            kind="all-gather", runs=64, bytes=int(1e8), alone=False, operation="gather", block=16
-        )
-        reduce = dict(
-            kind="all-reduce", runs=1, bytes=int(2e8), alone=True, operation="psum", block=None
-        )
-        dear = dict(name="fusion.1", opcode="fusion", shape="bf16[4]", operation="<b>dot</b>")
-        return dict(
-            trace_seconds=2.0,
-            compile_seconds=30.0,
-            host_bytes=int(1.5e9),
-            memory=dict(arguments=state, results=0, temporary=wanted, code=10, peak=state + wanted),
-            matrix_flops=flops,
-            xla_cycles=flops // 100_000,
-            kernel_runs={"attention_forward.1": 32},
-            kernel_cycles=20_000_000,
-            collectives=[one | {"operation": "psum"} for one in (gather, reduce)],
-            dearest=[dear | dict(runs=32, cycles=5_000_000)],
-        )
-
-
-def asked(compiler, one, price=None):
-    return ask(compiler, one, price)
+from tests.planned import PUBLISHED, V5E, Told, asked
 
 
 def test_a_step_is_built_from_cycles_kernels_and_what_stands_alone():
@@ -110,22 +61,30 @@ def test_utilization_by_both_conventions():
     assert found["6N + 6LdT"] == pytest.approx(found["6N + 12LdT"] - scores * 1000 / 2e15)
 
 
-def test_a_gpu_has_no_estimate_and_is_said_at_best():
+def test_a_gpu_has_no_estimate_and_is_said_to_be_of_the_roofline():
     figures = Told().program(
         "h100:16", "", experiment=dataclasses.asdict(target(PUBLISHED, named("h100:16")).experiment)
     ) | dict(xla_cycles=None, kernel_cycles=None)
     one = target(PUBLISHED, named("h100:16"))
     assert times.parts(one, figures) is None
     told = times.predicted(one, figures)
-    assert told["at_best"]
+    assert told["of_roofline"]
     assert told["seconds"] == times.roofline(one, figures)["seconds"]
+    answer = Answer(one, memory.parts(one, figures["memory"]), figures, told)
+    text = words.table(words.lines(answer)) + words.rows([answer]) + plan.shown(answer)
+    assert "from the roofline" in text
+    assert "No compiler estimates times for GPUs" in text
+    assert "XLA's estimated cycles" not in text
+    assert "predicted step, from the roofline" in page([answer], None, "x")
+    for wrong in ("at best", "<=", "shortest"):
+        assert wrong not in text + page([answer], None, "x").partition("</style>")[2]
     assert [times.link(named(name)) for name in ("h100:16", "h100:8", "l4:2")] == [
         "NVLink and network", "NVLink", "PCIe"
     ]  # fmt: skip
 
 
 def test_only_what_leaves_a_host_of_gpus_passes_the_network():
-    inside = Collective("all-gather", 1, 10**9, True, "", block=8)
+    inside = Collective("all-gather", 1, 10**9, True, "", block=8, group=8)
     across = dataclasses.replace(inside, block=16)
     unknown = dataclasses.replace(inside, block=None)
     two_hosts = named("h100:16")
@@ -134,6 +93,58 @@ def test_only_what_leaves_a_host_of_gpus_passes_the_network():
     assert times.speed(named("h100:8"), unknown) == 450e9
     assert times.speed(named("l4:2"), unknown) == 32e9
     assert times.speed(named("v5e:16x16"), across) == 200e9
+
+
+def test_links_of_gpus_carry_what_each_collectives_own_group_sends():
+    one = target(PUBLISHED, named("h100:16"))
+    figures = asked(Told(), one).figures | dict(xla_cycles=None, kernel_cycles=None)
+    gather = dict(kind="all-gather", runs=3, bytes=10**9, alone=True, operation="")
+    figures["collectives"] = [gather | dict(block=16, group=2), gather | dict(block=8, group=8)]
+    links = times.roofline(one, figures)["links"]
+    assert links == pytest.approx(3e9 * (1 / 2 / 50e9 + 7 / 8 / 450e9))
+    assert times.totals(one, figures)["all-gather"].wire == pytest.approx(15 / 16 * 6e9)
+    figures["collectives"] = [gather | dict(block=None, group=None)]
+    assert times.roofline(one, figures)["links"] == pytest.approx(3e9 * 15 / 16 / 50e9)
+
+
+def test_kernels_that_are_not_known_are_said_with_their_reason():
+    one = target(PUBLISHED, V5E)
+    why = "attention_forward does not compile alone: Mosaic failed"
+    figures = asked(Told(), one).figures | dict(kernel_cycles=None, kernels_unknown=why)
+    told = times.predicted(one, figures)
+    assert told["of_roofline"]
+    answer = Answer(one, memory.parts(one, figures["memory"]), figures, told)
+    assert why in words.table(words.lines(answer))
+    assert answer.record()["kernels_unknown"] == why
+    said = "\n".join(times.assumptions(one, figures))
+    assert why in said
+    assert "static schedules" not in said
+    built = "\n".join(times.assumptions(one, asked(Told(), one).figures))
+    assert "static schedules" in built
+    assert "the predicted step is the roofline's" not in built
+
+
+def test_a_program_without_kernels_is_built_from_its_cycles():
+    one = target(PUBLISHED, V5E)
+    figures = asked(Told(), one).figures | dict(kernel_runs={}, kernel_cycles=0)
+    assert times.parts(one, figures)["kernels"] == 0
+    assert not times.predicted(one, figures)["of_roofline"]
+
+
+def test_a_run_of_another_batch_has_the_configs_tokens():
+    base, half = target(PUBLISHED, V5E), target(PUBLISHED, V5E, None, 2)
+    assert (base.steps, half.steps) == (300_000, 600_000)
+    assert sweep.changed(half, remat="full").steps == 600_000
+    answers = [asked(Told(), one, 1.0) for one in (base, half)]
+    for answer in answers:
+        told = answer.predicted
+        assert told["steps"] == answer.target.steps
+        assert told["days"] == pytest.approx(told["seconds"] * told["steps"] / 86_400)
+        hours = told["seconds"] * told["steps"] / 3600
+        assert told["cost"] == pytest.approx(256 * hours)
+    texts = [words.table(words.lines(answer)) for answer in answers]
+    assert "  300,000 steps\n" in texts[0]
+    assert "  600,000 steps, the config's tokens\n" in texts[1]
 
 
 def test_what_is_not_counted_is_not_known_and_never_zero():
@@ -162,23 +173,19 @@ def test_flops_of_a_compiled_step_are_those_of_the_model():
     assert found == pytest.approx(matrix_flops(model, tokens) + scores, rel=0.01)
 
 
-def test_what_does_not_fit_is_answered_with_the_nearest_that_does():
-    compiler = Told(activations=6e9)
-    answer = asked(compiler, target(PUBLISHED, V5E))
-    assert not answer.fits
-    said = plan.short_of(answer, lambda one: asked(compiler, one))
-    assert "GB too much a chip; the nearest that fits is data 16 x fsdp 16, 4 a chip" in said
-    assert said.endswith("--config.model.remat=full")
-    assert len(compiler.asked) == 2, "the one that changes least is tried first"
-
-    compiler = Told(activations=60e9)
-    answer = asked(compiler, target(PUBLISHED, V5E))
-    near = sweep.nearest(answer, lambda one: asked(compiler, one))
-    assert near.fits
-    assert len(compiler.asked) <= sweep.TRIES
-    compiler = Told(activations=6e12)
-    answer = asked(compiler, target(PUBLISHED, V5E))
-    assert "no other remat" in plan.short_of(answer, lambda one: asked(compiler, one))
+def test_how_the_command_ends():
+    one = target(PUBLISHED, V5E)
+    fits, short = asked(Told(), one), asked(Told(activations=60e9), one)
+    refused = asked(Told(refuse=lambda run: True), one)
+    for found, swept in (([fits], False), ([fits, short, refused], True)):
+        plan.conclude(found, swept)
+    for found, swept in (([fits, short], False), ([short, refused], True), ([short], True)):
+        with pytest.raises(SystemExit) as end:
+            plan.conclude(found, swept)
+        assert end.value.code == plan.DOES_NOT_FIT
+    for found, swept in (([fits, refused], False), ([refused, refused], True)):
+        with pytest.raises(UserError, match="of 2 programs do not compile: Mosaic failed"):
+            plan.conclude(found, swept)
 
 
 def test_what_the_compiler_refuses_for_its_size_is_no_other_refusal(monkeypatch):
@@ -197,68 +204,6 @@ def test_what_the_compiler_refuses_for_its_size_is_no_other_refusal(monkeypatch)
     text = words.table(words.lines(answer))
     assert "5.10 GB MORE THAN THE CHIP HAS" in text
     assert json.dumps(answer.record())
-
-
-def test_the_nearest_keeps_the_batch_as_long_as_it_can():
-    order = list(sweep.nearer(target(PUBLISHED, V5E)))
-    batches = [one.experiment.data.batch for one in order]
-    assert batches == sorted(batches, reverse=True)
-    assert order[0].experiment.model.remat == "full"
-    assert order[0].axes == target(PUBLISHED, V5E).axes
-    assert all(one.axes["fsdp"] >= 16 for one in order)
-
-
-def test_the_front_holds_what_none_beats():
-    compiler = Told(activations=1e9, refuse=lambda run: run.mesh.fsdp == 64)
-    targets = sweep.many(target(PUBLISHED, V5E))
-    assert {one.experiment.model.remat for one in targets} == set(sweep.REMAT)
-    assert {one.experiment.data.batch for one in targets} == {512, 1024, 2048}
-    answers = plan.answers(targets, lambda one: asked(compiler, one))
-    front = sweep.pareto(answers)
-    assert any(one.refused for one in answers)
-    assert all(one.fits for one in front)
-
-    def beats(a, b):
-        held = a.memory["needed"], b.memory["needed"]
-        fast = [x.predicted["tokens_per_second_per_chip"] for x in (a, b)]
-        return (
-            held[0] <= held[1] and fast[0] >= fast[1] and (held[0], fast[0]) != (held[1], fast[1])
-        )
-
-    able = [one for one in answers if one.fits and one.predicted]
-    for one in front:
-        assert not any(beats(other, one) for other in able)
-    for one in able:
-        assert any(beats(other, one) for other in front) or any(
-            other.memory["needed"] == one.memory["needed"] for other in front
-        )
-    assert [x.memory["needed"] for x in front] == sorted(x.memory["needed"] for x in front)
-
-
-def test_what_can_not_fit_is_not_compiled():
-    full = sweep.changed(target(PUBLISHED, V5E), remat="full")
-    failed = asked(Told(activations=60e9), full)
-    assert not failed.fits
-    assert sweep.hopeless(target(PUBLISHED, V5E), [failed]), "it keeps more"
-    assert sweep.hopeless(sweep.changed(full, per_chip=8), [failed])
-    assert sweep.hopeless(sweep.changed(full, mesh={**full.axes, "data": 1, "fsdp": 256}), [failed])
-    assert not sweep.hopeless(sweep.changed(full, per_chip=2), [failed])
-    assert not sweep.hopeless(sweep.changed(full, accumulate=2), [failed])
-    asked_all, asked_few = Told(activations=6e9), Told(activations=6e9)
-    targets = sweep.many(target(PUBLISHED, V5E))
-    everything = plan.answers(targets, lambda one: asked(asked_all, one))
-    some = plan.answers(targets, lambda one: asked(asked_few, one), skip=True)
-    assert len(asked_few.asked) < len(asked_all.asked)
-    shown = [words.rows(sweep.pareto(found)) for found in (everything, some)]
-    assert shown[0] == shown[1]
-
-
-def test_machines_have_fronts_of_their_own():
-    pair = [
-        asked(Told(), target(PUBLISHED, named(name), None, 4))
-        for name in ("v5e:16x16", "v6e:16x16")
-    ]
-    assert sweep.pareto(pair) == pair
 
 
 def test_progress_names_what_does_not_compile(capsys):
@@ -306,6 +251,7 @@ def test_answers_are_written_whole(tmp_path, capsys):
         ("h100:x", "say how many, as h100:8"),
         ("h100:12", "12 is no multiple of the 8 GPUs of a host"),
         ("l4:16", "its network to other hosts is not in the table"),
+        ("b200:8", "of h100, .*as many as there are, .*; of .*l4.* at most 8"),
     ],
 )
 def test_machines_that_there_are_not(name, message):
@@ -352,6 +298,10 @@ def test_missing_compilers_are_named_with_what_installs_them(monkeypatch):
         (["--topology=v5e:2x2", "--config.model.dropuot=0.1"], "did you mean dropout"),
         (["--topology=v5e:2x2", "--sweep", "--dump_hlo=x"], "is one file, and of one program"),
         (["--topology=v5e:2x2", "--config.mesh.fsdp=4", "--json=."], "--json=. is a folder"),
+        (
+            ["--topology=v5e:2x2", "--config.mesh.fsdp=4", "--dump_hlo=none/x"],
+            "--dump_hlo=none/x: its folder does not exist",
+        ),
     ],
 )
 def test_mistakes_are_one_line(flags, message):

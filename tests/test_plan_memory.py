@@ -7,9 +7,13 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
 
+from biomedlm_jax import layout
 from biomedlm_jax.compilers.topologies import named
+from biomedlm_jax.model import gpt
 from biomedlm_jax.planning import memory
 from biomedlm_jax.planning.target import Target
 from tests.conftest import ROOT, TINY, changed
@@ -62,6 +66,68 @@ def test_parts_add_up_to_what_is_needed_and_hold_the_compilers_peak():
     assert held["fits"]
     said["temporary"] = target.machine.chip.memory
     assert not memory.parts(target, said)["fits"]
+
+
+def split_8(**changes):
+    """TINY over 8 chips, its layers over `data`."""
+    return Target(
+        changed(TINY, data__batch=8, mesh__data=2, mesh__fsdp=4, **changes), named("h100:8")
+    )
+
+
+def test_what_a_step_brings_together_is_what_its_layout_does():
+    target = split_8(model__compute_dtype="bfloat16")
+    model, mesh = target.experiment.model, AbstractMesh((2, 4, 1, 1), tuple(target.axes))
+    specs = gpt.specs(model, target.axes)
+    own, sizes = [], []
+
+    def local(params):
+        whole = layout.all_layers(params, specs, model.compute_dtype)
+        for old, new, spec in zip(*map(jax.tree.leaves, (params, whole, specs)), strict=True):
+            size = new.size * new.dtype.itemsize
+            own.append(size)
+            if layout.layers_over_data(spec):
+                assert new.size == 2 * old.size
+                sizes.append(size)
+        return jax.numpy.float32(0)
+
+    inside = jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec())
+    jax.eval_shape(inside, jax.eval_shape(lambda: gpt.init(model, jax.random.key(0))))
+    besides = memory.besides(target)
+    assert besides == {"layers brought together": sum(sizes), "gradients": sum(own)}
+    assert 0 < sum(sizes) < sum(own)
+    said = account(target)
+    held = memory.parts(target, said)
+    assert {part: held["parts"][part] for part in besides} == besides
+    assert sum(held["parts"].values()) == held["needed"]
+    refused = memory.refused(target, 10**9, 10**8)
+    assert {part: refused["parts"][part] for part in besides} == besides
+    assert sum(refused["parts"].values()) == 10**9
+
+
+def test_parts_are_never_below_zero_nor_more_than_the_compilers_peak():
+    target = split_8()
+    said = account(target)
+    little = memory.besides(target)["layers brought together"] + 10
+    said |= dict(peak=said["arguments"] + little, temporary=little, results=0)
+    parts = memory.parts(target, said)["parts"]
+    assert parts["gradients"] == 10
+    assert parts["activations and working memory"] == 0
+    assert min(parts.values()) >= 0
+
+
+def test_accumulation_keeps_sums_beside_the_gradients_of_a_part():
+    once, twice = (memory.besides(split_8(run__accumulate=n))["gradients"] for n in (1, 2))
+    assert twice == 2 * once, "all of float32"
+    target = split_8(model__compute_dtype="bfloat16", run__accumulate=2)
+    assert memory.least(target) == sum((memory.state(target) | memory.besides(target)).values())
+    assert memory.besides(target)["gradients"] > 1.4 * once
+
+
+def test_nothing_is_brought_together_where_one_chip_has_all_layers():
+    target = Target(TINY, named("l4:1"))
+    assert memory.besides(target) == {"gradients": memory.state(target)["parameters"]}
+    assert memory.scattered(target) == 0
 
 
 def test_the_state_is_split_as_the_mesh_says():

@@ -7,9 +7,11 @@ v5p" and "TPU v6e" (docs.cloud.google.com/tpu/docs). They give ICI per chip as b
 (400, 1,200 GB/s for v5e, v5p) or as one way (2,400, 1,600, 4,800, 3,200 Gbit/s for v4, v5e, v5p,
 v6e), which is the same; here it is one way. `program_bytes` is what libtpu 0.0.52 says that a
 program may have when it refuses a larger one. The operations a cycle are those of the matrix
-units, four of 128 x 128 (v6e: two of 256 x 256) a core; compiling a product of 8192 x 8192
-matrices agrees: XLA estimates 0.88, 1.80, 2.82 and, for one core of v4, 0.90 times 131,072
-operations a cycle.
+units, four of 128 x 128 a core; compiling a product of 8192 x 8192 matrices agrees: XLA estimates
+0.88, 1.80, 2.82 and, for one core of v4, 0.90 times 131,072 operations a cycle. The two units of
+256 x 256 that Google's page gives v6e would make 262,144, and its peak a clock of 3.5 GHz. XLA's
+2.82 is more than they could do, so the table has twice as many: the peak over a clock of 1.75 GHz,
+which is concluded, and stated nowhere.
 
 GPU: NVIDIA's data sheets of each product (dense bfloat16 with float32 sums; T4: float16, for it
 has no bfloat16), the Turing, Ampere, Ada and Hopper white papers, and the table of technical

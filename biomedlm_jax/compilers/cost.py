@@ -12,7 +12,9 @@ from biomedlm_jax.compilers import hlo, products, traffic
 from biomedlm_jax.compilers.traffic import Collective
 
 ESTIMATE = re.compile(r'"estimated_cycles":"(\d+)"')
-KERNEL = re.compile(r'custom_call_target="(?:tpu_custom_call|__gpu\$xla\.gpu\.triton|mosaic_gpu)')
+KERNEL = re.compile(
+    r'custom_call_target="(?:tpu_custom_call|__gpu\$xla\.gpu\.triton|mosaic_gpu|__cudnn\$fmha)'
+)
 
 
 class Operation(NamedTuple):
@@ -28,8 +30,8 @@ class Operation(NamedTuple):
 
 class Program(NamedTuple):
     """xla_cycles: XLA's estimate outside kernels, None where XLA gives none. kernels: how often
-    each kernel runs. matrix_flops: outside kernels. dearest: operations by their cycles, the most
-    expensive first."""
+    each kernel runs, Pallas's and cuDNN's attention. matrix_flops: outside kernels. dearest:
+    operations by their cycles, the most expensive first."""
 
     xla_cycles: int | None
     kernels: dict[str, int]

@@ -115,5 +115,9 @@ def known() -> str:
     for name, chip in CHIPS.items():
         if isinstance(chip, Tpu):
             parts.append(f"{name}:{' '.join(COMMON[chip.torus])}")
-    gpus = ", ".join(f"{name}:8" for name in GPUS)
-    return f"known are {'; '.join(parts)}; and as many GPUs as you like of {gpus}"
+    many = ", ".join(name for name, chip in GPUS.items() if chip.network is not None)
+    few = ", ".join(name for name, chip in GPUS.items() if chip.network is None)
+    return (
+        f"known are {'; '.join(parts)}; of {many} as many as there are, as h100:16; of {few} "
+        f"at most {GPUS_OF_A_HOST}, as l4:4"
+    )

@@ -35,7 +35,8 @@ BY_NAME = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}")
 class Collective:
     """bytes: of one run, before a scatter or after a gather, on one chip. alone: nothing else runs
     meanwhile. block: it stays within blocks of so many devices, a power of 2, counted from the
-    first; None where the text does not say."""
+    first. group: as many devices as speak with each other, in the largest group. Both None where
+    the text does not say."""
 
     kind: str
     runs: int
@@ -43,10 +44,13 @@ class Collective:
     alone: bool
     operation: str
     block: int | None
+    group: int | None
 
     def wire(self, chips: int) -> float:
-        """Bytes that all its runs send over a chip's links, in a ring of `chips`."""
-        return (chips - 1) / chips * KINDS[self.kind] * self.runs * self.bytes
+        """Bytes that all its runs send over a chip's links, in a ring of `chips`. A permute sends
+        all that it has."""
+        share = 1.0 if self.kind == "collective-permute" else (chips - 1) / chips
+        return share * KINDS[self.kind] * self.runs * self.bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,23 +99,23 @@ def collectives(module: Module) -> list[Collective]:
                 kind, alone = "reduce-scatter", True
             said = OPERATION.search(instruction.rest)
             where = said[1] if said else ""
-            found.append(Collective(kind, runs, size, alone, where, block(instruction.rest)))
+            groups = groups_of(instruction.rest)
+            reach = (block(groups), max(map(len, groups))) if groups else (None, None)
+            found.append(Collective(kind, runs, size, alone, where, *reach))
     return found
 
 
-def block(text: str) -> int | None:
-    """See `Collective.block`; text: of a collective's attributes."""
-    groups = _groups(text)
-    if groups is None:
-        return None
+def block(groups: list[list[int]]) -> int:
+    """See `Collective.block`."""
     size = 1
     while any(len({device // size for device in group}) > 1 for group in groups):
         size *= 2
     return size
 
 
-def _groups(text: str) -> list[list[int]] | None:
-    """The devices that speak with each other, by their numbers."""
+def groups_of(text: str) -> list[list[int]] | None:
+    """The devices that speak with each other, by their numbers; None where the text of a
+    collective's attributes does not say."""
     if found := BY_AXES.search(text):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
         inside = re.findall(r"'(\w+)'", found[2])

@@ -30,7 +30,7 @@ def program(
 
     Returns:
       trace_seconds, compile_seconds, host_bytes: of the compiler, its largest resident size.
-      calls: of Pallas kernels on TPU, by `calls.calls`.
+      calls: of Pallas kernels on TPU, by `calls.calls`, or why they can not be read.
       memory: bytes on a device, by `memory`.
       matrix_flops, xla_cycles, kernel_runs, collectives, dearest: as in `cost.Program`; all None
         and `uncounted` the reason where the text can not be counted.
@@ -54,9 +54,17 @@ def program(
         "compile_seconds": end - middle,
         "host_bytes": peak(),
         "memory": memory(compiled),
-        "calls": calls.calls(lowered) if platform == "tpu" else [],
+        "calls": called(lowered) if platform == "tpu" else [],
     }
     return figures | counted(text)
+
+
+def called(lowered: Any) -> list[dict[str, Any]] | str:
+    """See `program`."""
+    try:
+        return calls.calls(lowered)
+    except ValueError as reason:
+        return str(reason)
 
 
 def counted(text: str) -> dict[str, Any]:

@@ -65,8 +65,8 @@ class Answer:
         found["roofline_seconds"] = times.roofline(target, self.figures)
         found["predicted_parts"] = times.parts(target, self.figures)
         found["predicted"] = self.predicted
-        found["uncounted"] = self.figures.get("uncounted")
-        found["assumptions"] = times.assumptions(target)
+        found |= {name: self.figures.get(name) for name in ("uncounted", "kernels_unknown")}
+        found["assumptions"] = times.assumptions(target, self.figures)
         return found
 
 

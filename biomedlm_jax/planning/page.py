@@ -57,17 +57,18 @@ def _one(answer: Answer) -> list[Any]:
         blocks += [*_time(answer), *_links(answer), *_dearest(answer)]
     lines = [line for line in words.lines(answer) if line[1] or line[2]]
     blocks.append(form.folded("All figures", table(("", "", ""), lines, right=(1,))))
-    return [*blocks, notes(times.assumptions(answer.target))]
+    if answer.figures:
+        blocks.append(notes(times.assumptions(answer.target, answer.figures)))
+    return blocks
 
 
 def _first(answer: Answer) -> list[tuple[str, str]]:
     told, held = answer.predicted or {}, answer.memory or {}
     known = bool(told)
-    best = "at best " if told.get("at_best") else ""
     found = [
         ("fits", "yes" if answer.fits else "no"),
         ("memory of a chip", f"{gigabytes(held['needed'])} of {gigabytes(held['limit'])}"),
-        ("predicted step", best + milliseconds(told["seconds"]) if known else UNKNOWN),
+        (f"predicted step{words.source(answer)}", words.step(answer)),
         (
             "predicted tokens/s/chip",
             number(told["tokens_per_second_per_chip"]) if known else UNKNOWN,
@@ -76,9 +77,9 @@ def _first(answer: Answer) -> list[tuple[str, str]]:
     if not known:
         return found
     found += [(f"predicted MFU ({name})", percent(share)) for name, share in told["mfu"].items()]
-    found.append(("predicted run", best + words.duration(24 * told["days"])))
+    found.append(("predicted run", words.duration(24 * told["days"])))
     if told["cost"] is not None:
-        found.append(("predicted dollars", f"{best}{told['cost']:,.0f}"))
+        found.append(("predicted dollars", f"{told['cost']:,.0f}"))
     return found
 
 

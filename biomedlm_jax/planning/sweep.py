@@ -31,7 +31,7 @@ def changed(
         run = dataclasses.replace(experiment.run, accumulate=accumulate)
         experiment = dataclasses.replace(experiment, run=run)
     try:
-        return target(experiment, old.machine, mesh, per_chip)
+        return target(experiment, old.machine, mesh, per_chip, old.config_batch)
     except UserError:
         return None
 
@@ -98,14 +98,17 @@ def nearest(old: Answer, answer: Callable[[Target], Answer]) -> Answer | None:
 
 
 def hopeless(one: Target, known: Iterable[Answer]) -> bool:
-    """Whether it can not fit, because what another took that keeps no more, without its state,
-    leaves no room for this one's state."""
+    """Whether it can not fit, because what another took that keeps no more, besides `memory.least`,
+    leaves no room for what this one takes at least. Where `fsdp` is larger than the other's, what
+    may have been gradients on their way is less too, and counts nothing."""
     limit = one.machine.chip.memory
     for other in known:
         if other.fits or other.memory is None or other.target.machine != one.machine:
             continue
         alike = _rows(other.target) <= _rows(one) and _remat(other.target) >= _remat(one)
         besides = other.memory["needed"] - memory.least(other.target)
+        if one.axes["fsdp"] > other.target.axes["fsdp"]:
+            besides -= memory.scattered(other.target)
         if alike and _pieces(other.target) == _pieces(one) and memory.least(one) + besides > limit:
             return True
     return False

@@ -1,6 +1,7 @@
 """What is asked: an experiment on a machine. What is compiled is the step that a run takes."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +21,14 @@ MAKE = f"{__name__}:program"
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """An experiment whose mesh and batch are those of the machine: its mesh has no -1."""
+    """An experiment whose mesh and batch are those of the machine: its mesh has no -1.
+
+    config_batch: data.batch of the config, where the experiment may have another.
+    """
 
     experiment: Experiment
     machine: Topology
+    config_batch: int | None = None
 
     @property
     def axes(self) -> dict[str, int]:
@@ -33,6 +38,12 @@ class Target:
     def tokens(self) -> int:
         """Of a step, over all chips."""
         return self.experiment.data.batch * self.experiment.model.context
+
+    @property
+    def steps(self) -> int:
+        """Of a run of as many tokens as the config's run."""
+        batch, steps = self.experiment.data.batch, self.experiment.run.steps
+        return math.ceil(steps * (self.config_batch or batch) / batch)
 
     @property
     def settings(self) -> str:
@@ -49,11 +60,12 @@ def target(
     machine: Topology,
     mesh: dict[str, int] | None = None,
     per_chip: int | None = None,
+    config_batch: int | None = None,
 ) -> Target:
     """The experiment on a machine.
 
     mesh: axes in place of config.mesh, -1 for what is left. per_chip: sequences in place of
-      config.data.batch.
+      config.data.batch. config_batch: the config's, where the experiment's is another already.
 
     Raises:
       UserError: the mesh does not give the machine's chips, or does not divide model or batch.
@@ -64,12 +76,13 @@ def target(
     except UserError as error:
         where = f"--topology={machine.name} has {machine.devices} chips"
         raise UserError(f"{where}: {error}") from error
+    config_batch = config_batch or experiment.data.batch
     if per_chip is not None:
         data = dataclasses.replace(experiment.data, batch=per_chip * machine.devices)
         experiment = dataclasses.replace(experiment, data=data)
     experiment = dataclasses.replace(experiment, mesh=Mesh(**sizes))
     meshes.check(experiment, sizes)
-    return Target(experiment, machine)
+    return Target(experiment, machine, config_batch)
 
 
 def program(*devices: Device, experiment: dict[str, Any]) -> tuple[Callable, tuple]:

@@ -2,7 +2,8 @@
 
 On TPU the compiler states cycles for every operation of its own, and the kernels' schedules are
 theirs, so a step is built from them; waits that neither knows, for memory or for another chip, come
-on top. On GPU no compiler says, and the roofline is a time that a step can not be shorter than.
+on top. On GPU no compiler says, nor where a kernel's cycles are not known, and the roofline stands
+for the step: what it would take at the peaks of the data sheets.
 """
 
 from typing import Any
@@ -48,7 +49,8 @@ def _collectives(figures: dict[str, Any]) -> list[Collective]:
 
 def roofline(target: Target, figures: dict[str, Any]) -> dict[str, float | None]:
     """Seconds of a step that compute, device memory and links each need at their peak, and
-    `seconds`, the longest of them; None where the program could not be counted."""
+    `seconds`, the longest of them; None where the program could not be counted. On GPU a collective
+    sends what its own group makes it send; on TPU its group counts as all chips, as in `totals`."""
     machine, model = target.machine, target.experiment.model
     flops, found = figures["matrix_flops"], totals(target, figures)
     if flops is None or found is None:
@@ -60,10 +62,16 @@ def roofline(target: Target, figures: dict[str, Any]) -> dict[str, float | None]
         "compute": flops / machine.chip.flops,
         "memory": 2 * held / machine.chip.bandwidth,
         "links": sum(
-            one.wire(machine.devices) / speed(machine, one) for one in _collectives(figures)
+            one.wire(_ring(machine, one)) / speed(machine, one) for one in _collectives(figures)
         ),
     }
     return {**found, "seconds": max(found.values())}
+
+
+def _ring(machine: Topology, one: Collective) -> int:
+    """Chips of the ring that a collective goes round, for the roofline."""
+    own = one.group if isinstance(machine.chip, Gpu) else None
+    return own or machine.devices
 
 
 def parts(target: Target, figures: dict[str, Any]) -> dict[str, float] | None:
@@ -87,18 +95,19 @@ def predicted(
     """Of the run; None where nothing can be said.
 
     price: of a chip-hour. Returns:
-      seconds: of a step. at_best: it is the roofline, and the truth is longer.
-      tokens_per_second_per_chip; mfu: by convention; days: of config.run.steps; cost, with a price.
+      seconds: of a step. of_roofline: they are the roofline's.
+      tokens_per_second_per_chip; mfu: by convention; steps, days: of the run, by `Target.steps`;
+      cost, with a price.
     """
     built = parts(target, figures)
     seconds = sum(built.values()) if built else roofline(target, figures)["seconds"]
     if not seconds:
         return None
-    machine, run = target.machine, target.experiment.run
-    hours = seconds * run.steps / 3600
+    machine = target.machine
+    hours = seconds * target.steps / 3600
     return {
         "seconds": seconds,
-        "at_best": built is None,
+        "of_roofline": built is None,
         "tokens_per_second_per_chip": target.tokens / seconds / machine.devices,
         "mfu": utilization(
             target.experiment.model,
@@ -106,13 +115,13 @@ def predicted(
             seconds,
             machine.chip.flops * machine.devices,
         ),
-        "steps": run.steps,
+        "steps": target.steps,
         "days": hours / 24,
         "cost": None if price is None else price * hours * machine.devices,
     }
 
 
-def assumptions(target: Target) -> list[str]:
+def assumptions(target: Target, figures: dict[str, Any]) -> list[str]:
     """What the predictions take for granted, with the chip's figures."""
     machine, chip = target.machine, target.machine.chip
     if isinstance(chip, Tpu):
@@ -125,11 +134,14 @@ def assumptions(target: Target) -> list[str]:
         f"GB/s, {links} one way over all links of a chip: data sheets, see "
         "compilers/chips.py for their sources.",
         "A collective of b bytes sends b (n - 1) / n over a chip's links, an all-reduce twice as "
-        "much, n being all chips: a bound from above where groups are smaller.",
+        "much, a permute b; n is all chips, for figures that can be compared, so smaller groups "
+        "send less.",
         "Roofline: matrix products at the peak; device memory moves twice what the program holds, "
-        "in and out; links carry everything at full speed; the longest of the three counts.",
+        "in and out; links carry everything at full speed"
+        + (", n being the chips of the collective's own group" if isinstance(chip, Gpu) else "")
+        + "; the longest of the three counts.",
     ]
-    if isinstance(chip, Tpu):
+    if isinstance(chip, Tpu) and parts(target, figures):
         found += [
             "Predicted step: XLA's estimated cycles, with loops counted fully and every branch "
             "taken, and the static schedules of the kernels, each compiled alone, at "
@@ -140,10 +152,11 @@ def assumptions(target: Target) -> list[str]:
             "kernels, for other chips, for the host and for data.",
         ]
     else:
-        found += [
-            "No compiler estimates times for GPUs: the roofline is the shortest that a step can "
-            "take, and what follows from it is at best.",
-        ]
+        found.append(
+            f"{_why_not_built(target, figures)}: the predicted step is the roofline's, and what "
+            "follows from it is as good. A real step does not reach every peak."
+        )
+    if isinstance(chip, Gpu):
         if chip.network and machine.hosts != 1:
             found.append(
                 f"Collectives that leave a host pass the network, {chip.network / 1e9:.0f} GB/s of "
@@ -154,3 +167,14 @@ def assumptions(target: Target) -> list[str]:
             "allocates three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."
         )
     return found
+
+
+def _why_not_built(target: Target, figures: dict[str, Any]) -> str:
+    """Why a step is not built from cycles."""
+    if isinstance(target.machine.chip, Gpu):
+        return "No compiler estimates times for GPUs"
+    if reason := figures.get("uncounted"):
+        return f"The program could not be counted ({reason[:200]})"
+    if reason := figures.get("kernels_unknown"):
+        return f"The kernels' cycles are not known ({reason[:200]})"
+    return "XLA estimates no cycles of this program"

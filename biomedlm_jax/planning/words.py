@@ -64,7 +64,8 @@ def _work(answer: Answer) -> list[Line]:
     xla = figures["xla_cycles"]
     estimate = "of a core, loops counted fully, outside kernels"
     found.append(("XLA's cycles", UNKNOWN if xla is None else f"{xla / 1e6:,.1f} M", estimate))
-    static = "of a core, from the static schedules"
+    unknown = figures.get("kernels_unknown") if cycles is None else None
+    static = unknown[:200] if unknown else "of a core, from the static schedules"
     found.append(
         ("kernels' cycles", UNKNOWN if cycles is None else f"{cycles / 1e6:,.1f} M", static)
     )
@@ -98,19 +99,35 @@ def _predicted(answer: Answer) -> list[Line]:
     told = answer.predicted
     if not told:
         return [*found, ("predicted step", UNKNOWN, "")]
-    built = times.parts(target, figures) or {"the roofline": told["seconds"]}
+    built = times.parts(target, figures) or {}
     each = ", ".join(f"{part} {milliseconds(seconds)}" for part, seconds in built.items())
-    best = "at best " if told["at_best"] else ""
+    each = each or source(answer).lstrip(", ")
     mfu = ", ".join(f"{share:.1%} ({name})" for name, share in told["mfu"].items())
     rate = told["tokens_per_second_per_chip"]
     found += [
-        ("predicted step", best + milliseconds(told["seconds"]), each),
-        ("predicted speed", f"{best}{rate:,.0f} tokens/s/chip", f"predicted MFU {mfu}"),
-        ("predicted run", best + duration(24 * told["days"]), f"{told['steps']:,} steps"),
+        ("predicted step", step(answer), each),
+        ("predicted speed", f"{rate:,.0f} tokens/s/chip", f"predicted MFU {mfu}"),
+        ("predicted run", duration(24 * told["days"]), steps(answer)),
     ]
     if told["cost"] is not None:
-        found.append(("predicted cost", f"{best}{told['cost']:,.0f} $", "at --price a chip-hour"))
+        found.append(("predicted cost", f"{told['cost']:,.0f} $", "at --price a chip-hour"))
     return found
+
+
+def step(answer: Answer) -> str:
+    return milliseconds(answer.predicted["seconds"]) if answer.predicted else UNKNOWN
+
+
+def source(answer: Answer) -> str:
+    """What to say behind a prediction that is not of compilers' cycles."""
+    return ", from the roofline" if (answer.predicted or {}).get("of_roofline") else ""
+
+
+def steps(answer: Answer) -> str:
+    """Of the predicted run."""
+    found = answer.target.steps
+    same = found == answer.target.experiment.run.steps
+    return f"{found:,} steps" + ("" if same else ", the config's tokens")
 
 
 def _compiler(answer: Answer) -> list[Line]:
@@ -143,11 +160,10 @@ def row(answer: Answer) -> tuple[str, ...]:
     size = "does not compile" if held is None else gigabytes(held["needed"])
     if held and not answer.fits:
         size += " does not fit"
-    best = "<= " if told.get("at_best") else ""
     known = (
-        milliseconds(told["seconds"]),
-        f"{best}{told['tokens_per_second_per_chip']:,.0f}",
-        f"{best}{told['mfu']['6N + 12LdT']:.1%}",
+        step(answer) + source(answer),
+        f"{told['tokens_per_second_per_chip']:,.0f}",
+        f"{told['mfu']['6N + 12LdT']:.1%}",
     ) if told else (UNKNOWN,) * 3  # fmt: skip
     return (answer.target.machine.name, answer.target.settings, size, *known)
 
