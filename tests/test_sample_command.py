@@ -265,7 +265,7 @@ def test_a_conversation_at_a_terminal(places, offline):
     with process(*given, **ends) as running:
         try:
             os.close(inside)
-            assert until(terminal, b"> ").startswith("a prompt a line; Ctrl-D ends it")
+            assert "a prompt a line; Ctrl-D ends it" in until(terminal, b"> ")
             for prompt, answer in (
                 ("Kari", offline("Kari").text),
                 (LONG, "error: a prompt has "),
