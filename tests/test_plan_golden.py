@@ -65,6 +65,7 @@ def test_golden_figures_of_the_published_step(machine, per_chip, golden):
     assert not (gone := moved(json.loads(old), found)), "\n".join(gone)
 
 
+@pytest.mark.slow
 def test_the_forward_kernel_runs_once_unless_all_is_computed_twice():
     if reason := child.missing("tpu"):
         pytest.skip(reason)

@@ -135,11 +135,13 @@ CAPABILITIES = {
     (9, 0): Capability("sm_90a", 2048, 228 * 2**10, 227 * 2**10, 128),
 }
 
+CUDA = GIB // 2  # of a device that its context, libraries and code take, about
+
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
     """kind: a regular expression for `jax.Device.device_kind`. cores: multiprocessors. flops,
-    bandwidth, clock: a second; memory, cache: bytes. link: bytes a second one way to GPUs of the
+    bandwidth, clock: a second; capacity, cache: bytes. link: bytes a second one way to GPUs of the
     same host; network: to other hosts, None where the card is planned for inside one."""
 
     name: str
@@ -147,12 +149,17 @@ class Gpu:
     capability: tuple[int, int]
     cores: int
     flops: float
-    memory: int
+    capacity: int  # as nvidia-smi shows it
     bandwidth: float
     cache: int
     clock: float
     link: float
     network: float | None = None
+
+    @property
+    def memory(self) -> int:
+        """That a program can have."""
+        return self.capacity - CUDA
 
     @property
     def arch(self) -> str:
@@ -178,7 +185,7 @@ class Gpu:
   memory_bandwidth: {int(self.bandwidth)}
   l2_cache_size: {self.cache}
   clock_rate_ghz: {self.clock / 1e9}
-  device_memory_size: {self.memory}
+  device_memory_size: {self.capacity}
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
   cuda_compute_capability {{ major: {major} minor: {minor}{extension} }}
@@ -191,7 +198,7 @@ device_description_str: "{self.name}"
 
 
 def _gpu(name: str, kind: str, capability: tuple[int, int], mib: int, **figures: Any) -> Gpu:
-    return Gpu(name=name, kind=kind, capability=capability, memory=mib * 2**20, **figures)
+    return Gpu(name=name, kind=kind, capability=capability, capacity=mib * 2**20, **figures)
 
 
 _A100: dict[str, Any] = dict(cores=108, flops=312e12, cache=40 * 2**20, clock=1.41e9)

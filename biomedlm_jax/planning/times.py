@@ -163,7 +163,7 @@ def assumptions(target: Target, figures: dict[str, Any]) -> list[str]:
                 "one adapter a GPU; those of neighbours in one host do not."
             )
         found.append(
-            "Memory is what nvidia-smi shows; CUDA itself takes about half a GB of it, and JAX "
+            "Memory is what nvidia-smi shows less half a GiB, about what CUDA itself takes. JAX "
             "allocates three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."
         )
     return found
