@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import gc
 import random
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -42,6 +43,10 @@ hook.uninstall()
 hypothesis.settings.register_profile("untimed", deadline=None)  # timing is for benchmarks
 hypothesis.settings.load_profile("untimed")
 jax.config.update("jax_num_cpu_devices", 8)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell has it for what it starts in the background, and they for what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
