@@ -9,7 +9,7 @@ import sys
 
 import jax
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from biomedlm_jax import layout
 from biomedlm_jax.compilers.topologies import named
@@ -77,7 +77,8 @@ def split_8(**changes):
 
 def test_what_a_step_brings_together_is_what_its_layout_does():
     target = split_8(model__compute_dtype="bfloat16")
-    model, mesh = target.experiment.model, AbstractMesh((2, 4, 1, 1), tuple(target.axes))
+    model, names = target.experiment.model, tuple(target.axes)
+    mesh = AbstractMesh((2, 4, 1, 1), names, axis_types=(AxisType.Auto,) * 4)
     specs = gpt.specs(model, target.axes)
     own, sizes = [], []
 
