@@ -38,7 +38,7 @@ from biomedlm_jax.objective import continues, next_token
 from biomedlm_jax.optimizer import adamw, clip, mesh_axes, norms, schedule
 
 BATCH_SPEC = spec("bt", IN_USE)
-SMALL_VMEM, VMEM = 16, 64  # MiB of a core: v4; at least, from v5e on (JAX's table of TPUs)
+SMALL_VMEM, VMEM = 16, 64  # MiB of a core: up to v4; at least, from v5e on (JAX's table of TPUs)
 
 
 @jax.tree_util.register_dataclass
@@ -185,7 +185,7 @@ def compiler_options(experiment: Experiment, mesh: Mesh) -> dict[str, str] | Non
     vmem, device = experiment.run.tpu_vmem_mib, mesh.devices.flat[0]
     if device.platform != "tpu" or not vmem:
         return None
-    there = SMALL_VMEM if device.device_kind.startswith("TPU v4") else VMEM
+    there = SMALL_VMEM if device.device_kind.startswith(("TPU v2", "TPU v3", "TPU v4")) else VMEM
     if vmem > there:
         raise UserError(
             f"config.run.tpu_vmem_mib={vmem}, but a {device.device_kind} has {there} MiB; say "

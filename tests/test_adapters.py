@@ -18,7 +18,7 @@ from biomedlm_jax.entry import UserError
 from biomedlm_jax.hf import adapter_config, adapters, foreign, load, names, save
 from biomedlm_jax.model import gpt
 from tests.conftest import FORGIVEN, ROOT, TINY, changed, on, put
-from tests.runs import config_file, ends, lines, running
+from tests.runs import config_file, finish, losses
 
 pytestmark = FORGIVEN
 MODEL = TINY.model
@@ -378,10 +378,8 @@ def test_two_processes_start_from_adapters(folder, store, tmp_path):
     here = changed(TINY, start=f"hf:{folder}", optimizer__warmup_steps=0, **settings)
     file = config_file(here, tmp_path / "tiny.py")
     for name, count in (("one", 1), ("two", 2)):
-        with running(file, tmp_path / name, processes=count) as run:
-            assert ends(run) == [0] * count, run[0].said
-    losses = [[x["loss"] for x in lines(tmp_path / name)] for name in ("one", "two")]
-    assert losses[0] == losses[1]
+        finish(file, tmp_path / name, processes=count)
+    assert losses(tmp_path / "one") == losses(tmp_path / "two")
     kept = [read_claim(tmp_path / name).weights for name in ("one", "two")]
     assert kept[0] == kept[1]
     assert kept[0]["what"] == "adapters"

@@ -18,7 +18,7 @@ from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.pipeline.vocabulary import BYTE_LEVEL_FILE, Vocabulary
 from biomedlm_jax.train import fit
 from tests.conftest import FORGIVEN, TINY, changed, on
-from tests.runs import config_file, ends, lines, running
+from tests.runs import config_file, ends, finish, lines, losses, running
 
 pytestmark = FORGIVEN
 
@@ -264,10 +264,8 @@ def test_two_processes_start_from_a_model(places, experiment, tmp_path):
     here = changed(experiment, start=places["hf"], mesh__fsdp=2)
     file = config_file(here, tmp_path / "tiny.py")
     for name, count in (("one", 1), ("two", 2)):
-        with running(file, tmp_path / name, processes=count) as run:
-            assert ends(run) == [0] * count, run[0].said
-    losses = [[x["loss"] for x in lines(tmp_path / name)] for name in ("one", "two")]
-    assert losses[0] == losses[1]
+        finish(file, tmp_path / name, processes=count)
+    assert losses(tmp_path / "one") == losses(tmp_path / "two")
 
 
 def test_overrides_of_a_setting_without_a_section():

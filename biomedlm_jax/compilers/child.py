@@ -16,6 +16,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from jax.experimental import topologies
+from jaxlib._jax import Device
+
+from biomedlm_jax.compilers import whole
+from biomedlm_jax.compilers.topologies import named
+
+LOWERED = {"tpu": "tpu", "gpu": "cuda"}  # what JAX calls the platform of each compiler
+
 
 class CompileError(RuntimeError):
     """The program does not compile for the chip; the message is the compiler's."""
@@ -119,14 +127,26 @@ def answer(platform: str, dump: Path, request: dict[str, Any]) -> dict[str, Any]
         old.unlink()
     devices = None
     try:
-        devices = compiler.devices(request["machine"])
+        devices = present(request["machine"])
         function, operands = getattr(importlib.import_module(module), name)(
             *devices, **request["options"]
         )
-        look = getattr(compiler, request["how"])
-        return look(request["machine"], function, operands, dump, **request.get("more", {}))
+        if request["how"] == "program":
+            return whole.program(function, operands, LOWERED[platform], **request["more"])
+        return compiler.measure(request["machine"], function, operands, dump)
     except Exception as error:  # whatever it is, it is the answer to this request
         return {"refused": f"{type(error).__name__}: {error}", "machine": bool(devices)}
+
+
+def present(name: str) -> list[Device]:
+    """The devices of the machine of that name, as if they were here; see `topologies.named`.
+
+    Raises:
+      what the compiler raises for a shape that it does not know.
+    """
+    machine = named(name)
+    found = topologies.get_topology_desc(**machine.arguments()).devices
+    return list(found)[: machine.devices]
 
 
 def main() -> None:

@@ -15,12 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import topologies
-from jaxlib._jax import Device
 
 from biomedlm_jax.compilers import whole
 from biomedlm_jax.compilers.chips import GPUS
-from biomedlm_jax.compilers.topologies import named
 from biomedlm_jax.compilers.wheels import install
 
 WHEELS = ("jax-cuda12-plugin", "jax-cuda12-pjrt", "nvidia-cuda-nvcc-cu12")
@@ -61,24 +58,6 @@ def environment(dump: Path, schedules: bool) -> dict[str, str]:
     keeper.write_text(f'#!/bin/sh\n{copy}\nexec {shlex.quote(str(real))} "$@"\n')
     keeper.chmod(0o755)
     return {"JAX_PLATFORMS": "cpu", "CUDA_ROOT": str(root)}
-
-
-def devices(name: str) -> list[Device]:
-    """Of the machine of that name; see `topologies.named`."""
-    machine = named(name)
-    return list(topologies.get_topology_desc(**machine.arguments()).devices)[: machine.devices]
-
-
-def program(
-    name: str, function: Callable, operands: tuple, dump: Path, text_to: str | None
-) -> dict[str, Any]:
-    """See `whole.program`.
-
-    Raises:
-      what XLA raises for a program that it refuses.
-    """
-    del name, dump
-    return whole.program(function, operands, "cuda", text_to)
 
 
 def measure(

@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import topologies
-from jaxlib._jax import Device
 
 from biomedlm_jax.compilers import schedules, whole
-from biomedlm_jax.compilers.topologies import named
 from biomedlm_jax.compilers.wheels import install
 
 
@@ -35,29 +32,6 @@ def environment(dump: Path, schedules: bool) -> dict[str, str]:
         written = f"--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex={wanted}"
         found["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} {written}"
     return found
-
-
-def devices(name: str) -> list[Device]:
-    """Of the machine of that name; see `topologies.named`.
-
-    Raises:
-      what libtpu raises for a shape that it does not know.
-    """
-    machine = named(name)
-    found = topologies.get_topology_desc(**machine.arguments()).devices
-    return list(found)[: machine.devices]
-
-
-def program(
-    name: str, function: Callable, operands: tuple, dump: Path, text_to: str | None
-) -> dict[str, Any]:
-    """See `whole.program`.
-
-    Raises:
-      what XLA raises for a program that it refuses.
-    """
-    del name, dump
-    return whole.program(function, operands, "tpu", text_to)
 
 
 def measure(
