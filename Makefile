@@ -71,19 +71,19 @@ compilers: $(VENV)/.compilers
 
 # Peers' figures are of the JAX that Python 3.12 has; the record names the versions it was made with.
 bench-kernels: $(KERNELS_VENV)/.compilers
-	$(KERNELS_VENV)/bin/python -m biomedlm_jax.benchmarks.kernels --output=$(RUNS)/bench-kernels
+	$(KERNELS_VENV)/bin/python -m biomedlm_jax.speed.kernels --output=$(RUNS)/bench-kernels
 
 bench-saves: setup
-	$(VENV)/bin/python -m biomedlm_jax.benchmarks.saves --output=$(RUNS)/bench-saves
+	$(VENV)/bin/python -m biomedlm_jax.speed.saves --output=$(RUNS)/bench-saves
 
 bench-export: setup
-	$(VENV)/bin/python -m biomedlm_jax.benchmarks.export --output=$(RUNS)/bench-export
+	$(VENV)/bin/python -m biomedlm_jax.speed.export --output=$(RUNS)/bench-export
 
 bench-cpu: setup
-	$(VENV)/bin/python -m biomedlm_jax.benchmarks.cpu --output=$(RUNS)/bench-cpu
+	$(VENV)/bin/python -m biomedlm_jax.speed.cpu --output=$(RUNS)/bench-cpu
 
 bench-decode: setup
-	$(VENV)/bin/python -m biomedlm_jax.benchmarks.decode --output=$(RUNS)/bench-decode
+	$(VENV)/bin/python -m biomedlm_jax.speed.decode --output=$(RUNS)/bench-decode
 
 lint: setup
 	$(VENV)/bin/ruff check .

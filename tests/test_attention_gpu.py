@@ -1,5 +1,6 @@
 """The GPU kernels: interpreted against float64, and compiled for GPUs that are not here."""
 
+import dataclasses
 import functools
 import importlib.util
 import re
@@ -17,6 +18,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from biomedlm_jax.kernels.attention import cudnn, keep, pallas_gpu, reference
+from biomedlm_jax.planning import target
+from tests.conftest import TINY, changed
 
 TOLERANCE = {jnp.float32: 1e-5, jnp.float16: 5e-3, jnp.bfloat16: 3e-2}  # of the largest element
 DATA_SHEETS = {
@@ -216,10 +219,9 @@ def test_under_scan_and_remat_the_gradients_are_the_references():
 
 
 def stack(attend, q, k, v, scales):
-    """Layers that share k and v; of each only the named results of its attention are kept."""
-    saved = jax.checkpoint_policies.save_only_these_names("attended", "logsumexp")
+    """Layers that share k and v, each computed again in the backward pass."""
 
-    @functools.partial(jax.checkpoint, policy=saved)
+    @jax.checkpoint
     def layer(x, scale):
         return x + attend(x, k, v, scale=scale), None
 
@@ -246,15 +248,20 @@ def test_a_gpu_without_block_sizes_is_refused(monkeypatch):
         pallas_gpu.attention(*arrays[:3], scale=1.0, **options)
 
 
-def lowered(gpu: str, attention, structs, out_specs):
-    """`attention` on one `gpu`, which need not be here, as the step calls it: under shard_map."""
+def absent(gpu: str):
+    """The device, which need not be here."""
     topology = topologies.get_topology_desc(
         platform="cuda",
         topology_name=gpu.lower(),
         target_config=TARGET.format(**DATA_SHEETS[gpu]),
         topology="1x1x1",
     )
-    mesh = Mesh(np.array(topology.devices[:1]), ("data",))
+    return topology.devices[0]
+
+
+def lowered(gpu: str, attention, structs, out_specs):
+    """`attention` on one `gpu`, as the step calls it: under shard_map."""
+    mesh = Mesh(np.array([absent(gpu)]), ("data",))
     specs = [P("data") if x.ndim else P() for x in structs]
     structs = [
         jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
@@ -298,18 +305,18 @@ def test_no_register_spills_at_the_models_shape(gpu):
 
 
 @needs_plugin
-def test_remat_runs_no_kernel_twice():
-    attend = functools.partial(pallas_gpu.attention, **inputs((1, 1, 1, 64), jnp.bfloat16)[1])
-
-    def backward(q, k, v, d_out, scale):
-        scales = scale / jnp.arange(1, 4)
-        return jax.vjp(lambda *qkv: stack(attend, *qkv, scales), q, k, v)[1](d_out)
-
-    structs = [jax.ShapeDtypeStruct((2, 256, 2, 64), jnp.bfloat16)] * 4
-    structs += [jax.ShapeDtypeStruct((), jnp.float32)]
-    program = lowered("A100", backward, structs, P("data"))
-    calls = re.findall(r"= .*custom-call.*xla.gpu.triton", program.compile().as_text())
-    assert len(calls) == 3
+def test_a_step_runs_no_kernel_twice():
+    """The forward kernel of the first layer stands before the loop over layers, that of the others
+    in it, and the backward pass has those of the backward alone."""
+    experiment = changed(TINY, model__layers=3, model__width=128, model__heads=2)
+    experiment = changed(experiment, model__remat="named", model__compute_dtype="bfloat16")
+    step, operands = target.program(absent("A100"), experiment=dataclasses.asdict(experiment))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarning)
+        lowered = step.trace(*operands).lower(lowering_platforms=("cuda",))
+    text = lowered.compile().as_text()
+    kernels = re.findall(r"custom-call\(.*xla.gpu.triton.*?attention_(\w+?)[.\"/\d]", text)
+    assert sorted(kernels) == ["dkv", "dq", "forward", "forward"]
 
 
 @needs_plugin

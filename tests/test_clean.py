@@ -13,7 +13,7 @@ from biomedlm_jax.entry import UserError
 from data import clean, documents
 from data.cleaning.describe import Rules
 from data.documents import Document
-from tests.test_benchmarks import MEDQA, PUBMEDQA, VIGNETTE, lines
+from tests.test_clean_benchmarks import MEDQA, PUBMEDQA, VIGNETTE, lines
 
 FUNCTION_WORDS = ("the", "of", "and", "in", "to", "a", "was", "with", "for", "were", "that")
 

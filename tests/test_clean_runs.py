@@ -17,8 +17,8 @@ import pytest
 from data import clean, documents, parse
 from data.stages import Runner
 from tests.conftest import ROOT, SHARED
-from tests.test_benchmarks import MEDQA, lines
 from tests.test_clean import Cleaned, document, text, write
+from tests.test_clean_benchmarks import MEDQA, lines
 
 needs_real = pytest.mark.skipif(
     not (SHARED / "qa").is_dir() or not (SHARED / "pmc_jats").is_dir(),

@@ -5,8 +5,8 @@ import json
 import random
 
 from data import clean
-from tests.test_benchmarks import MEDQA, PUBMEDQA, VIGNETTE, lines
 from tests.test_clean import TESTS, changed, cleaned, document, prose, text
+from tests.test_clean_benchmarks import MEDQA, PUBMEDQA, VIGNETTE, lines
 
 __all__ = ["cleaned"]  # a fixture
 

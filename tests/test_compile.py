@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
-from biomedlm_jax.benchmarks import kernels
 from biomedlm_jax.compilers import child
 from biomedlm_jax.compilers.child import CompileError, Compiler
 from biomedlm_jax.compilers.chips import TPUS
+from biomedlm_jax.speed import kernels
 
-OURS = "biomedlm_jax.benchmarks.attention:ours"
+OURS = "biomedlm_jax.speed.attention:ours"
 HERE = "tests.test_compile:"
 LIMITS_ARE_FOR = ("0.12.0.1", "0.0.52")  # jax, libtpu
 

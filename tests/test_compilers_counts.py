@@ -70,7 +70,7 @@ def test_kernels_cost_alone_what_they_cost_in_their_program():
     """Where operands are in HBM; a step leaves some in VMEM, for 2 % more cycles."""
     if reason := child.missing("tpu"):
         pytest.skip(reason)
-    asked = dict(make="biomedlm_jax.benchmarks.attention:ours", shape=(2, 4, 1024, 128))
+    asked = dict(make="biomedlm_jax.speed.attention:ours", shape=(2, 4, 1024, 128))
     with Programs("tpu") as programs:
         alone = programs.program("v5e", **asked)
     with child.Compiler("tpu") as compiler:

@@ -1,7 +1,7 @@
 """How the TPU kernels cut their work, as data, and what is being traced for.
 
 Rows were chosen by static cycles (jax 0.12.0.1, libtpu 0.0.52, bfloat16), Mcycles of forward +
-backward in the comments; `python -m biomedlm_jax.benchmarks.kernels` counts the row that stands
+backward in the comments; `python -m biomedlm_jax.speed.kernels` counts the row that stands
 here. Edits that mean nothing move a schedule by 3 to 5 %, so rows differ only where the gain was
 more. The GPU kernel's are in `pallas_gpu.py`, chosen by spills and instructions.
 """

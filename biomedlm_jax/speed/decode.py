@@ -20,8 +20,8 @@ import numpy as np
 from absl import flags
 
 from biomedlm_jax import entry
-from biomedlm_jax.benchmarks.sides import SIDES, Side, answer, check_peer, write
 from biomedlm_jax.config import Model
+from biomedlm_jax.speed.sides import SIDES, Side, answer, check_peer, write
 
 CASES = [(dtype, batch) for dtype in ("float32", "bfloat16") for batch in (1, 16)]
 PROMPT, NEW = 64, 64  # tokens
@@ -149,7 +149,7 @@ def measure(rounds: int) -> dict[tuple[str, int], dict[str, list[float]]]:
       RuntimeError: the sides wrote other tokens in float32, or not as many.
     """
     seconds = {case: {name: [] for name in SIDES} for case in CASES}
-    sides = [Side(name, "biomedlm_jax.benchmarks.decode") for name in SIDES]
+    sides = [Side(name, "biomedlm_jax.speed.decode") for name in SIDES]
     try:
         for number in range(rounds + 1):
             for case in CASES:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from biomedlm_jax.compilers.child import CompileError, Compiler
 
 RECORD = Path(__file__).with_name("peer_blocks.json")
-MAKE = "biomedlm_jax.benchmarks.attention:"
+MAKE = "biomedlm_jax.speed.attention:"
 PEERS = {"jax splash": "jax_splash", "tokamax splash": "tokamax_splash"}
 FORWARD = {"q": "block_q", "kv": "block_kv", "compute": "block_kv_compute"}
 BACKWARD = {"q": "block_q_dkv", "kv": "block_kv_dkv", "compute": "block_kv_dkv_compute"}

@@ -1,6 +1,6 @@
 """How fast the state of the 125M config is saved and restored, beside the disk it goes to.
 
-    python -m biomedlm_jax.benchmarks.saves --output=runs/bench-saves
+    python -m biomedlm_jax.speed.saves --output=runs/bench-saves
 
 In each round, one after the other: the disk alone writes and reads as many bytes as the state has,
 a save until it is committed and synced, a restore, each read with the files dropped from the page

@@ -18,8 +18,8 @@ import numpy as np
 from absl import flags
 
 from biomedlm_jax import entry
-from biomedlm_jax.benchmarks.sides import SIDES, Side, answer, check_peer, write
 from biomedlm_jax.config import Data, Experiment, Mesh, Model, Optimizer, Run
+from biomedlm_jax.speed.sides import SIDES, Side, answer, check_peer, write
 
 WARM_UP = 2  # steps of each side before the first round; the first one compiles
 UNTIMED = 1  # at the start of a turn
@@ -165,7 +165,7 @@ def serve(side: str) -> None:
 
 def measure(rounds: int, steps: int) -> list[dict[str, dict[str, float]]]:
     """What each side answers, by round."""
-    sides = [Side(name, "biomedlm_jax.benchmarks.cpu") for name in SIDES]
+    sides = [Side(name, "biomedlm_jax.speed.cpu") for name in SIDES]
     try:
         for side in sides:
             side.ask(WARM_UP)

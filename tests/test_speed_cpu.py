@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from biomedlm_jax.benchmarks import cpu
+from biomedlm_jax.speed import cpu
 from tests.conftest import TINY, changed
 
 

@@ -38,7 +38,7 @@ def measure(shape: tuple[int, int, int, int], implementations: tuple[str, ...]) 
     """Medians on the default device, after one round that compiles; they take turns."""
     import jax
 
-    from biomedlm_jax.benchmarks import attention
+    from biomedlm_jax.speed import attention
 
     device, ready, rows = jax.devices()[0], {}, []
     for name in implementations:

@@ -21,10 +21,10 @@ from absl import flags
 from tqdm import tqdm
 
 from biomedlm_jax import entry
-from biomedlm_jax.benchmarks import peers, report, times
 from biomedlm_jax.compilers import child
 from biomedlm_jax.compilers.child import CompileError, Compiler
 from biomedlm_jax.compilers.chips import TPUS, Tpu
+from biomedlm_jax.speed import peers, report, times
 
 Shape = tuple[int, int, int, int]
 SHAPE: Shape = (4, 20, 1024, 128)  # B, N, T, H of the 2.7B model on one chip

@@ -1,6 +1,6 @@
 """How fast a model leaves for Hugging Face, beside `cp`, and in how much memory.
 
-    python -m biomedlm_jax.benchmarks.export --output=runs/bench-export
+    python -m biomedlm_jax.speed.export --output=runs/bench-export
 
 Makes a checkpoint of random float32 parameters of a config, piece by piece, each array in one file
 as a single device writes it. In each round, one after the other and with nothing of it in the page
@@ -29,9 +29,9 @@ from flax import traverse_util
 
 from biomedlm_jax import config, entry, saves
 from biomedlm_jax.arrays import cuts
-from biomedlm_jax.benchmarks.saves import drop
 from biomedlm_jax.checksums import Running
 from biomedlm_jax.hf.names import TABLE
+from biomedlm_jax.speed.saves import drop
 from biomedlm_jax.start import IMPORTED, PARAMS
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from biomedlm_jax.benchmarks import kernels, peers, report, times
 from biomedlm_jax.compilers.chips import TPUS
+from biomedlm_jax.speed import kernels, peers, report, times
 
 
 def test_times_are_of_what_runs_here_and_the_rest_says_why_not():
