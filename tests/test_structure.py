@@ -52,6 +52,7 @@ ORDER = [
     "pipeline.tasks",
     "pipeline.loader",
     "pipeline.inspect",
+    "benchmarks.item",
     "checksums",
     "saves",
     "arrays",

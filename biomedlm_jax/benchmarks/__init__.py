@@ -1,0 +1,1 @@
+"""What models are asked: medical question answering, read as its owners publish it."""
