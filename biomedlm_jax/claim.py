@@ -7,10 +7,11 @@ from typing import Any
 
 from etils import epath
 
-from biomedlm_jax.config import Experiment, build, differences
+from biomedlm_jax.config import Experiment
 from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.lock import FILE, LEASE
 from biomedlm_jax.pipeline.store import TokenStore
+from biomedlm_jax.settings import build, differences
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,8 +128,12 @@ def read_claim(workdir: epath.PathLike) -> Claim:
 
 
 def _with_later(settings: dict) -> dict:
-    """What the file of a run that began with an earlier version does not have: with what weights,
-    and `run.tpu_vmem_mib`, which was XLA's own choice."""
+    """What the file of a run that began with an earlier version does not have, as it was then."""
     experiment = settings["experiment"]
-    run = {"tpu_vmem_mib": 0, **experiment["run"]}
-    return {"weights": {}, **settings, "experiment": {**experiment, "run": run}}
+    later: dict[str, dict] = {
+        "model": {"classes": 0, "class_bias": False, "lora_rank": 0, "lora_alpha": 0.0},
+        "optimizer": {"decay": "cosine", "frozen_layers": 0},
+        "run": {"tpu_vmem_mib": 0},  # which was XLA's own choice
+    }
+    sections = {name: values | experiment[name] for name, values in later.items()}
+    return {"weights": {}, **settings, "experiment": {"task": None, **experiment, **sections}}

@@ -1,18 +1,12 @@
 """The settings of a run, as frozen dataclasses.
 
-A file in `configs/` gives every value; `build` turns it into an `Experiment`, the only place
-where names become objects. Below that line there are no defaults. What a value can be alone is
-checked here; what depends on devices in `mesh.py`, what depends on the corpus in
+A file in `configs/` gives every value; `settings.build` turns it into an `Experiment`, the only
+place where names become objects. Below that line there are no defaults. What a value can be alone
+is checked here; what depends on devices in `mesh.py`, what depends on the corpus in
 `pipeline/loader.py` and `checkpoint.py`.
 """
 
 import dataclasses
-import difflib
-import math
-import re
-import typing
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from biomedlm_jax.entry import UserError
@@ -35,6 +29,10 @@ class Model:
     layer_norm_epsilon: float
     scale_attn_by_layer: bool  # attention scores are also divided by layer index + 1
     compute_dtype: Literal["bfloat16", "float32"]
+    classes: int  # outputs of a head on a row's last token; 0 is no head
+    class_bias: bool  # of that head
+    lora_rank: int  # of adapters beside the kernels of all layers, which alone are trained; 0: none
+    lora_alpha: float  # an adapter counts lora_alpha / lora_rank times (arXiv 2106.09685, sec. 4.1)
     remat: Literal["none", "named", "full"]
     attention: Literal[  # the implementation, of kernels/attention/api.py
         "auto",
@@ -57,6 +55,19 @@ class Model:
             )
         if not 0 <= self.dropout < 1:
             raise UserError(f"config.model.dropout={self.dropout} is not in [0, 1)")
+        _positive(self, "model", "classes", "lora_rank", or_zero=True)
+        if self.class_bias and not self.classes:
+            raise UserError("config.model.class_bias=True is of a head, and config.model.classes=0")
+        if (self.lora_rank > 0) != (self.lora_alpha > 0):
+            raise UserError(
+                f"config.model.lora_rank={self.lora_rank} and config.model.lora_alpha="
+                f"{self.lora_alpha}: give both a positive number for adapters, or both 0"
+            )
+        if self.lora_rank and self.remat == "named":
+            raise UserError(
+                "config.model.remat='named' keeps what the gradients of all kernels need; for "
+                f"adapters (config.model.lora_rank={self.lora_rank}) say 'full' or 'none'"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -94,6 +105,34 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """What fine-tuning learns, in place of the tokens of a store; `benchmarks/forms.py` has the
+    prompts. Tokens of their own, such as [SEP], have the ids from the vocabulary's size on, and
+    config.model.vocab counts them. config.data.batch is of items, the rest of config.data is off.
+    """
+
+    objective: Literal["multiple_choice", "classification", "generation", "next_token"]
+    benchmarks: str  # folder with the files of their owners
+    train: str  # one of `benchmarks.read`, or several with + between them
+    dev: str  # what is scored while it learns: a benchmark's dev split; "" is nothing
+    fold: int  # of a benchmark that has folds, as PubMedQA; -1 for one that has none
+    items: int  # of train, the first so many; 0 is all
+    shuffle_options: bool  # of each question, anew in each epoch
+    other_version: bool  # files of other counts than the published are taken, and it is said
+    vocabulary: str  # the base's; "" is what belongs to config.start
+    length: int  # tokens of a row, longer ones are cut
+
+    def __post_init__(self) -> None:
+        _positive(self, "task", "length")
+        _positive(self, "task", "items", or_zero=True)
+        if self.shuffle_options and self.objective != "multiple_choice":
+            raise UserError(
+                "config.task.shuffle_options=True is for config.task.objective='multiple_choice', "
+                f"not {self.objective!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh:
     """Devices along each mesh axis; one of them may be -1, which takes all that are left."""
 
@@ -113,7 +152,7 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """Clipping by global norm, then AdamW on every parameter; linear warm-up, then cosine.
+    """Clipping by global norm, then AdamW on every parameter; linear warm-up, then a decay.
 
     What is made small is nats + z_loss * (log of the sum of exponentials of the logits)^2, each a
     mean over labels; the loss that a run reports is nats alone.
@@ -121,6 +160,7 @@ class Optimizer:
 
     peak_lr: float
     warmup_steps: int
+    decay: Literal["cosine", "linear"]  # linear with half of the steps for warm-up is a triangle
     final_lr_fraction: float  # of peak_lr, reached at run.steps
     b1: float
     b2: float
@@ -128,6 +168,9 @@ class Optimizer:
     weight_decay: float  # multiplied by the learning rate, as in optax and PyTorch
     weight_decay_on: Literal["all", "matrices"]  # matrices: no bias, no LayerNorm
     clip_norm: float
+    frozen_layers: (
+        int  # the lowest so many, and both embeddings where it is not 0, stay as they are
+    )
     ema_decay: float  # of an average of the parameters, which is then what is scored and exported;
     # 0 keeps none
     z_loss: float  # 0 switches it off; PaLM has 1e-4 (arXiv 2204.02311, section 5)
@@ -135,6 +178,7 @@ class Optimizer:
     def __post_init__(self) -> None:
         _positive(self, "optimizer", "peak_lr", "eps", "clip_norm")
         _positive(self, "optimizer", "warmup_steps", "weight_decay", "z_loss", or_zero=True)
+        _positive(self, "optimizer", "frozen_layers", or_zero=True)
         if not 0 <= self.final_lr_fraction <= 1:
             raise UserError(
                 f"config.optimizer.final_lr_fraction={self.final_lr_fraction} is not in [0, 1]"
@@ -187,116 +231,46 @@ class Experiment:
     start: str  # what the parameters are at step 0: "" random, or a place that `start.find` knows
     model: Model
     data: Data
+    task: Task | None  # None is pre-training
     mesh: Mesh
     optimizer: Optimizer
     run: Run
 
     def __post_init__(self) -> None:
+        self._check_task()
+        if self.optimizer.frozen_layers > self.model.layers:
+            raise UserError(
+                f"config.optimizer.frozen_layers={self.optimizer.frozen_layers}, but there are "
+                f"{self.model.layers} layers"
+            )
         if self.optimizer.warmup_steps >= self.run.steps:
             raise UserError(
                 f"config.optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of "
                 f"config.run.steps={self.run.steps}; warm up for fewer steps"
             )
 
-
-# A run may go on with other values of these: they do not change what is learned, beyond the
-# rounding of sums that another mesh or remat policy takes in another order.
-FREE_TO_CHANGE = (
-    "mesh.",
-    "data.store",
-    "model.remat",
-    "model.attention",
-    "run.accumulate",
-    "run.log_every",
-    "run.eval_every",
-    "run.eval_batches",
-    "run.sample_tokens",
-    "run.save_every",
-    "run.keep",  # and keep_every
-    "run.max_skipped",
-    "run.spike_sigmas",
-    "run.hang_seconds",
-    "run.wait_seconds",
-    "run.tpu_vmem_mib",
-)
-
-
-T = typing.TypeVar("T")
-
-
-def build(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
-    """An instance of dataclass `cls` from the mapping of its fields, nested ones included.
-
-    Raises:
-      UserError: a name that is no field (with the nearest that are), one that is missing, a
-        value of another type, or what the dataclass itself refuses.
-    """
-    hints = typing.get_type_hints(cls)
-    for name in values:
-        _known(name, hints, path)
-    if missing := [name for name in hints if name not in values]:
-        raise UserError(f"{path} lacks {', '.join(missing)}; every setting is given in the file")
-    return cls(**{k: _typed(hint, values[k], f"{path}.{k}") for k, hint in hints.items()})
-
-
-def overrides(arguments: list[str]) -> list[str]:
-    """The arguments that change a setting, as --config.section.name=value.
-
-    Raises:
-      UserError: one of another form, or one that names no setting.
-    """
-    found = ["--" + x.lstrip("-") for x in arguments if re.match("--?config[.]", x)]
-    for argument in found:
-        if "=" not in argument:
-            raise UserError(f"{argument} has no value; write {argument}=value")
-        path, hint = "config", Experiment
-        for name in argument.partition("=")[0].removeprefix("--config.").split("."):
-            hints = typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
-            _known(name, hints, path)
-            path, hint = f"{path}.{name}", hints[name]
-    return found
-
-
-def check_arguments(arguments: list[str]) -> None:
-    """Says what absl would not, before it parses: see `overrides`, and that --config is a file.
-
-    Raises:
-      UserError: also when --config names no Python file.
-    """
-    overrides(arguments)
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            example = "for example --config=configs/demo.py"
-            if not equals:
-                raise UserError(f"{argument} needs '='; {example}")
-            if not (value.endswith(".py") and Path(value).is_file()):
-                raise UserError(f"{argument} names no config file; {example}")
-
-
-def _known(name: str, hints: dict[str, Any], path: str) -> None:
-    if name not in hints:
-        near = difflib.get_close_matches(name, hints, n=2, cutoff=0.4) or list(hints)
-        meant = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise UserError(f"{path}.{name} is no setting{meant}")
-
-
-def _typed(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise UserError(f"{path}={value!r} is not a section of settings")
-        return build(typing.cast(type, hint), value, path)
-    if typing.get_origin(hint) is Literal:
-        if value not in (allowed := typing.get_args(hint)):
-            raise UserError(f"{path}={value!r}; allowed are {', '.join(map(repr, allowed))}")
-        return value
-    if hint is float and type(value) is int:
-        value = float(value)
-    if type(value) is not hint:
-        raise UserError(f"{path}={value!r} is not of type {hint.__name__}")
-    if hint is float and not math.isfinite(value):
-        raise UserError(f"{path}={value!r} is not a finite number")
-    return value
+    def _check_task(self) -> None:
+        """Raises UserError where model, data and run are not those of the task."""
+        task, model, wrong = self.task, self.model, list[str]()
+        if task is None:
+            if model.classes or model.lora_rank:
+                wrong.append("model.classes and lora_rank are for fine-tuning: set task")
+        else:
+            right = {"multiple_choice": model.classes == 1, "classification": model.classes > 1}
+            if not right.get(task.objective, model.classes == 0):
+                has = {"multiple_choice": "1", "classification": "one for each class"}
+                wanted = f"task.objective={task.objective!r} has {has.get(task.objective, '0')}"
+                wrong.append(f"model.classes={model.classes}, but {wanted}")
+            if task.length > model.context:
+                wrong.append(f"task.length={task.length} is over model.context={model.context}")
+            if self.data.store or self.data.separators or self.data.segment_ids:
+                wrong.append(
+                    "data.store, separators and segment_ids are not a task's: '' and False"
+                )
+            if self.run.sample_tokens:
+                wrong.append(f"run.sample_tokens={self.run.sample_tokens} is not a task's: 0")
+        if wrong:
+            raise UserError(f"config: {'; '.join(wrong)}")
 
 
 def _positive(section: Any, path: str, *names: str, or_zero: bool = False) -> None:
@@ -304,22 +278,3 @@ def _positive(section: Any, path: str, *names: str, or_zero: bool = False) -> No
         if (value := getattr(section, name)) < 0 or (value == 0 and not or_zero):
             wanted = "0 or more" if or_zero else "positive"
             raise UserError(f"config.{path}.{name}={value} is not {wanted}")
-
-
-def flat(experiment: Experiment) -> dict[str, Any]:
-    """{"start": "", "model.layers": 32, ...}"""
-    found: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(experiment).items():
-        inner = value.items() if isinstance(value, dict) else ()
-        found |= {f"{name}.{field}": v for field, v in inner} or {name: value}
-    return found
-
-
-def differences(ours: Experiment, theirs: Experiment) -> list[str]:
-    """The settings that would change what a run learns, with both values."""
-    a, b = flat(ours), flat(theirs)
-    return [
-        f"config.{name}: {b[name]!r} before, {a[name]!r} now"
-        for name in a
-        if a[name] != b[name] and not name.startswith(FREE_TO_CHANGE)
-    ]

@@ -25,9 +25,10 @@ import jax
 from jax._src import clusters, distributed
 
 from biomedlm_jax import entry, pulses, roll_call
-from biomedlm_jax.config import Experiment, flat
+from biomedlm_jax.config import Experiment
 from biomedlm_jax.entry import HostLost, UserError
 from biomedlm_jax.pulses import ADVICE, Group
+from biomedlm_jax.settings import flat
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy")
 CLUSTERS = ("gketpu", "gcetpu", "slurm", "ompi")  # that JAX knows how to ask

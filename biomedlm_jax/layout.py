@@ -3,7 +3,7 @@
   b batch         t position          s position a device computes
   d width         f mlp width         e heads x head dim (attention's output, joined)
   n heads         h head dim          q heads x (query, key, value) x head dim, joined
-  v vocabulary    l layers
+  v vocabulary    l layers            c classes        r rank of an adapter
 
 Mesh axes: `data` holds copies of the parameters in use, `fsdp` the pieces in which one is stored,
 `model` the pieces in which a layer is computed, `context` the pieces in which a sequence is. The

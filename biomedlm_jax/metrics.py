@@ -29,11 +29,12 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from biomedlm_jax import hosts, journal
 from biomedlm_jax.compilers import chips
-from biomedlm_jax.config import Experiment, flat
+from biomedlm_jax.config import Experiment
 from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.held_out import TOTAL, Scores
 from biomedlm_jax.journal import Journal
 from biomedlm_jax.saves import unanswered
+from biomedlm_jax.settings import flat
 
 
 def peak_flops(devices: list) -> tuple[float, str]:

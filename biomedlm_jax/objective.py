@@ -1,9 +1,11 @@
-"""What training makes small: the mean negative log-likelihood of the next token, in nats.
+"""What training makes small: the mean negative log-likelihood, in nats, of the next token, or in
+fine-tuning of the right class or option.
 
 Where a token sees its own document alone, the first token of a document is nobody's next token:
 what comes before it is another document. It does not count.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -45,3 +47,22 @@ def next_token(
 def continues(segments: Int[Array, "B T"]) -> Bool[Array, "B T-1"]:
     """Which labels are of the same document as the token before them; the others do not count."""
     return segments[:, 1:] == segments[:, :-1]
+
+
+def right_option(
+    scores: Float[Array, "R C"], labels: Int[Array, "N"], weights: Float[Array, "N"]
+) -> tuple[Float[Array, ""], Float[Array, "N"]]:
+    """(weighted sum over this device's items, of each -log p(label) in nats, 0 where it does not
+    count), p a softmax over what can be answered.
+
+    scores: of each row. C classes are of one row each; where C is 1, an item has R / N rows in a
+      row, one for each option, and those are what can be answered.
+
+    Devices of the context axis have the same scores; one of them counts.
+    """
+    (split,) = IN_USE["s"]
+    weights = jnp.where(jax.lax.axis_index(split) == 0, weights, 0.0)
+    logits = jax.nn.log_softmax(scores.reshape(len(labels), -1))
+    nats = -jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    nats = jnp.where(weights == 0, 0.0, nats)
+    return (weights * nats).sum(), nats

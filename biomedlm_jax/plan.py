@@ -30,13 +30,14 @@ from biomedlm_jax import entry
 from biomedlm_jax.compilers import child
 from biomedlm_jax.compilers.programs import Programs
 from biomedlm_jax.compilers.topologies import Topology, named
-from biomedlm_jax.config import Experiment, build, check_arguments
+from biomedlm_jax.config import Experiment
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.lines import appearing
 from biomedlm_jax.planning import memory, sweep, times, words
 from biomedlm_jax.planning.answer import Answer, ask
 from biomedlm_jax.planning.page import page
 from biomedlm_jax.planning.target import Target, target
+from biomedlm_jax.settings import build, check_arguments
 
 DOES_NOT_FIT = 3
 AXES = ("data", "fsdp", "model", "context")

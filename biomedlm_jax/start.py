@@ -26,7 +26,7 @@ from biomedlm_jax import checkpoint, hosts
 from biomedlm_jax.arrays import Arrays
 from biomedlm_jax.checksums import checksums
 from biomedlm_jax.claim import read_claim
-from biomedlm_jax.config import Experiment, Model, build
+from biomedlm_jax.config import Experiment, Model
 from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.hf import adapter_config, adapters, read, tokenizer
 from biomedlm_jax.hf.foreign import PARAMS, RECEIPT, Foreign, Merged
@@ -40,6 +40,7 @@ from biomedlm_jax.saves import (
     nothing_whole,
     passed_over,
 )
+from biomedlm_jax.settings import build
 
 PREFIX = "hf:"  # before a folder that has to be Hugging Face's
 IMPORTED = "model.json"

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +34,20 @@ from biomedlm_jax.layout import (
     spec,
 )
 from biomedlm_jax.model import gpt
-from biomedlm_jax.objective import continues, next_token
-from biomedlm_jax.optimizer import adamw, clip, mesh_axes, norms, schedule
+from biomedlm_jax.objective import continues, next_token, right_option
+from biomedlm_jax.optimizer import (
+    adamw,
+    clip,
+    joined,
+    mesh_axes,
+    norms,
+    schedule,
+    trained,
+    without_frozen,
+)
 
 BATCH_SPEC = spec("bt", IN_USE)
+ITEM_SPEC = spec("b", IN_USE)
 SMALL_VMEM, VMEM = 16, 64  # MiB of a core: up to v4; at least, from v5e on (JAX's table of TPUs)
 
 
@@ -61,10 +71,15 @@ class State:
 def state_specs(experiment: Experiment, axes: Mapping[str, int]) -> State:
     """How the state is stored on a mesh of these axes: AdamW's moments lie where their parameter
     lies."""
-    params, tx = gpt.specs(experiment.model, axes), adamw(experiment)
-    shapes = jax.eval_shape(lambda: tx.init(gpt.init(experiment.model, jax.random.key(0))))
+    model, tx = experiment.model, adamw(experiment)
+    params = gpt.specs(model, axes)
+    shapes = jax.eval_shape(lambda: tx.init(trained(gpt.init(model, jax.random.key(0)), model)))
     opt_state = optax.tree.map_params(
-        tx, lambda _, spec: spec, shapes, params, transform_non_params=lambda _: PartitionSpec()
+        tx,
+        lambda _, spec: spec,
+        shapes,
+        trained(params, model),
+        transform_non_params=lambda _: PartitionSpec(),
     )
     average = params if experiment.optimizer.ema_decay else None
     return State(PartitionSpec(), PartitionSpec(), params, opt_state, average)  # pyright: ignore
@@ -83,16 +98,37 @@ def init(experiment: Experiment, params: dict | None = None) -> State:
     if params is None:
         params = gpt.init(experiment.model, jax.random.key(experiment.run.seed))
     average = jax.tree.map(jnp.copy, params) if experiment.optimizer.ema_decay else None
-    return State(jnp.int32(0), jnp.int32(0), params, adamw(experiment).init(params), average)
+    opt_state = adamw(experiment).init(trained(params, experiment.model))
+    return State(jnp.int32(0), jnp.int32(0), params, opt_state, average)
+
+
+class Batch(NamedTuple):
+    """What one update learns from; of fine-tuning, `ends` and `labels` are of items.
+
+    tokens: [B, T]. An item of a multiple choice has a row for each option, one after the other.
+    segments: [B, T], with config.data.segment_ids, which document of its row each token is of.
+    counted: bool; [B, T], which tokens count as labels, or where there are `labels`, [N], which
+      items do; None is all. Neither the first token of a row nor, with segments, that of a document
+      ever does.
+    ends: [B], where a row's last token stands, which a head reads.
+    labels: [N], the right class or option.
+    """
+
+    tokens: Int[Array, "B T"]
+    segments: Int[Array, "B T"] | None = None
+    counted: Bool[Array, "B T"] | Bool[Array, "N"] | None = None
+    ends: Int[Array, "B"] | None = None
+    labels: Int[Array, "N"] | None = None
+
+
+def batch_specs(experiment: Experiment) -> Batch:
+    """How each part lies on a mesh; for one that a batch does not have, it does not matter."""
+    places: Any = Batch(BATCH_SPEC, BATCH_SPEC, BATCH_SPEC, ITEM_SPEC, ITEM_SPEC)  # pyright: ignore
+    return places._replace(counted=ITEM_SPEC) if experiment.model.classes else places
 
 
 def train_step(experiment: Experiment, mesh: Mesh) -> Callable:
-    """Returns step(state, tokens [B, T], segments [B, T] | None, counted [B, T] | None) ->
-    (state, metrics).
-
-    segments: with config.data.segment_ids, which document of its row each token is of.
-    counted: bool, which tokens count as labels; None is all. Neither the first token of a row nor,
-      with segments, that of a document ever does.
+    """Returns step(state, tokens, ...) -> (state, metrics); it takes the fields of `Batch`.
 
     The rows of a device go through the model in run.accumulate parts; gradients are summed in
     float32. An update whose loss or gradient is not finite is left out: the step counts, the state
@@ -106,45 +142,42 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Callable:
     graph, specs = gpt.graph(experiment.model), state_specs(experiment, mesh.shape)
     tx = adamw(experiment)
     rate, chosen = schedule(experiment), experiment.optimizer
+    model = experiment.model
+    learned = trained(specs.params, model)
 
-    def local(
-        state: State,
-        tokens: Int[Array, "B T"],
-        segments: Int[Array, "B T"] | None,
-        counted: Bool[Array, "B T"] | None,
-    ) -> tuple[State, dict]:
-        counts = jnp.ones(tokens[:, 1:].shape, bool) if segments is None else continues(segments)
-        if counted is not None:
-            counts &= counted[:, 1:]
-        if segments is None and counted is None:
-            labels = math.prod(mesh.shape[axis] for axis in BATCH) * counts.size
-        else:  # a batch of nothing but first tokens has no label, and no loss
-            labels = jnp.maximum(jax.lax.psum(counts.sum(), BATCH), 1)
-        weights = counts / labels
+    def local(state: State, batch: Batch) -> tuple[State, dict]:
+        tokens = batch.tokens
+        weights = counts(batch) / _count(batch, mesh)
         seed = step_seed(experiment.run.seed, state.step)
+        others = all_layers(state.params, specs.params, model.compute_dtype)
 
         def mean_loss(params: dict, part: tuple) -> tuple[Float[Array, ""], Float[Array, ""]]:
-            tokens, segments, weights, first_row = part
-            total, nats = loss(
-                experiment, graph, params, tokens, segments, weights, seed, first_row
-            )
-            return total, (mine(jnp.pad(weights, [(0, 0), (0, 1)])) * nats).sum()
+            batch, weights, first_row = part
+            whole = joined(others, params) if model.lora_rank else params
+            total, nats = loss(experiment, graph, whole, batch, weights, seed, first_row)
+            if batch.labels is None:
+                weights = mine(jnp.pad(weights, [(0, 0), (0, 1)]))
+            return total, (weights * nats).sum()
 
-        each = len(tokens) // experiment.run.accumulate
+        pieces = experiment.run.accumulate
         parts = jax.tree.map(
-            lambda x: x.reshape(-1, each, *x.shape[1:]), (tokens, segments, weights)
+            lambda x: x.reshape(pieces, len(x) // pieces, *x.shape[1:]),
+            (batch._replace(counted=None), weights),
         )
+        each = len(tokens) // pieces
         rows = jax.lax.axis_index(BATCH) * len(tokens) + jnp.arange(0, len(tokens), each)
-        dtype = experiment.model.compute_dtype
-        nats, grads = gradients(mean_loss, state.params, specs.params, (*parts, rows), dtype)
+        before = trained(state.params, model)
+        nats, grads = gradients(mean_loss, before, learned, (*parts, rows), model.compute_dtype)
+        grads = without_frozen(grads, learned, chosen.frozen_layers)
 
-        grad_norms = norms(grads, specs.params)
+        grad_norms = norms(grads, learned)
         norm = grad_norms[""]
         finite = jnp.isfinite(nats) & jnp.isfinite(norm)
-        directions, opt_state = tx.update(clip(grads, norm, chosen), state.opt_state, state.params)
+        directions, opt_state = tx.update(clip(grads, norm, chosen), state.opt_state, before)
+        directions = without_frozen(cast(dict, directions), learned, chosen.frozen_layers)
         lr = jnp.asarray(rate(state.step))
         updates = jax.tree.map(lambda x: -lr * x, directions)
-        params = cast(dict, optax.apply_updates(state.params, updates))
+        params = joined(state.params, cast(dict, optax.apply_updates(before, updates)))
         average = state.average
         if average is not None:
             moved = optax.incremental_update(params, average, 1 - chosen.ema_decay)
@@ -158,22 +191,37 @@ def train_step(experiment: Experiment, mesh: Mesh) -> Callable:
             "param_norm": norms(after.params, specs.params)[""],
             "skipped": after.skipped,
             **_named("grad_norm", grad_norms),
-            **_named("update_norm", norms(updates, specs.params)),
+            **_named("update_norm", norms(updates, learned)),
         }
         return after, metrics
 
-    in_specs = (specs, BATCH_SPEC, BATCH_SPEC, BATCH_SPEC)
+    in_specs = (specs, batch_specs(experiment))
     sharded = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=(specs, PartitionSpec()))
 
-    def step(
-        state: State,
-        tokens: Int[Array, "B T"],
-        segments: Int[Array, "B T"] | None = None,
-        counted: Bool[Array, "B T"] | None = None,
-    ) -> tuple[State, dict]:
-        return sharded(state, tokens, segments, counted)
+    def step(state: State, *batch: Array | None, **more: Array | None) -> tuple[State, dict]:
+        return sharded(state, Batch(*batch, **more))  # pyright: ignore
 
     return jax.jit(step, donate_argnums=0, compiler_options=compiler_options(experiment, mesh))
+
+
+def counts(batch: Batch) -> Bool[Array, "B T-1"] | Bool[Array, "N"]:
+    """What counts of a device's batch."""
+    if batch.labels is not None:
+        everything = jnp.ones(batch.labels.shape, bool)
+        return everything if batch.counted is None else batch.counted
+    found = jnp.ones(batch.tokens[:, 1:].shape, bool)
+    if batch.segments is not None:
+        found = continues(batch.segments)
+    return found if batch.counted is None else found & batch.counted[:, 1:]
+
+
+def _count(batch: Batch, mesh: Mesh) -> Array | int:
+    """How much counts of the whole batch."""
+    found = counts(batch)
+    if batch.segments is None and batch.counted is None:
+        return math.prod(mesh.shape[axis] for axis in BATCH) * found.size
+    # A batch of nothing but first tokens has no label, and no loss.
+    return jnp.maximum(jax.lax.psum(found.sum(), BATCH), 1)
 
 
 def compiler_options(experiment: Experiment, mesh: Mesh) -> dict[str, str] | None:
@@ -205,9 +253,9 @@ def eval_step(experiment: Experiment, mesh: Mesh, groups: int) -> Callable:
         segments: Int[Array, "B T"] | None,
         group: Int[Array, "B T-1"],
     ) -> Float[Array, "{groups}"]:
-        counts = group >= 0 if segments is None else (group >= 0) & continues(segments)
+        weights = group >= 0 if segments is None else (group >= 0) & continues(segments)
         params = all_layers(params, specs, experiment.model.compute_dtype)
-        _, nats = loss(experiment, graph, params, tokens, segments, counts, None)
+        _, nats = loss(experiment, graph, params, Batch(tokens, segments), weights, None)
         of = mine(jnp.pad(group, [(0, 0), (0, 1)]))
         sums = jnp.zeros(groups).at[of].add(nats)  # those that do not count are 0
         return jax.lax.psum(sums, LABELS)
@@ -239,27 +287,46 @@ def loss(
     experiment: Experiment,
     graph: nnx.GraphDef,
     params: dict,
-    tokens: Int[Array, "B T"],
-    segments: Int[Array, "B T"] | None,
-    weights: Float[Array, "B T-1"] | Bool[Array, "B T-1"],
+    batch: Batch,
+    weights: Float[Array, "..."] | Bool[Array, "..."],
     seed: Seed | None,
     first_row: Int[Array, ""] | None = None,
-) -> tuple[Float[Array, ""], Float[Array, "B S"]]:
-    """What is made small of this device's labels, and nats of each. Strict promotion: no float32
-    slips into bfloat16 work unseen."""
-    assert (segments is not None) == experiment.data.segment_ids
+) -> tuple[Float[Array, ""], Float[Array, "..."]]:
+    """What is made small of this device's labels, and nats of each: [B, S], or of items [N].
+    Strict promotion: no float32 slips into bfloat16 work unseen.
+
+    weights: of what `counts` gives.
+    """
+    assert (batch.segments is not None) == experiment.data.segment_ids
     model = nnx.merge(graph, params)
     with jax.numpy_dtype_promotion("strict"):
         table = model.tokens.gathered(experiment.model.compute_dtype)
-        hidden = model(tokens, segments, seed, first_row, table)
+        hidden = model(batch.tokens, batch.segments, seed, first_row, table)
+    if batch.labels is not None:
+        return right_option(model.head(hidden, batch.ends), batch.labels, weights)
     return next_token(
         hidden,
         table,
-        tokens,
+        batch.tokens,
         weights,
         vocab=experiment.model.vocab,
         z_loss=experiment.optimizer.z_loss,
     )
+
+
+def scores(experiment: Experiment, mesh: Mesh) -> Callable:
+    """Returns scores(params, tokens [B, T], ends [B]) -> float32 [B, classes], of the head, no
+    dropout."""
+    graph, specs = gpt.graph(experiment.model), gpt.specs(experiment.model, mesh.shape)
+
+    def local(
+        params: dict, tokens: Int[Array, "B T"], ends: Int[Array, "B"]
+    ) -> Float[Array, "B C"]:
+        model = nnx.merge(graph, all_layers(params, specs, experiment.model.compute_dtype))
+        return model.head(model(tokens), ends)
+
+    in_specs = (specs, BATCH_SPEC, ITEM_SPEC)
+    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=BATCH_SPEC))
 
 
 def gradients(
@@ -295,7 +362,7 @@ def gradients(
         (_, loss), grads = one(own, part)
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, (loss, grads)), None
 
-    if len(parts[0]) == 1:
+    if len(jax.tree.leaves(parts)[0]) == 1:
         (_, loss), grads = one(own, jax.tree.map(lambda x: x[0], parts))
     else:
         zeros = jax.tree.map(lambda p: marked(jnp.zeros(p.shape), axes_of(p)), own)

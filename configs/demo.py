@@ -25,6 +25,10 @@ def get_config() -> ConfigDict:
         layer_norm_epsilon=1e-5,
         scale_attn_by_layer=True,
         compute_dtype="float32",
+        classes=0,
+        class_bias=False,
+        lora_rank=0,
+        lora_alpha=0.0,
         remat="none",
         attention="auto",
     )
@@ -34,10 +38,12 @@ def get_config() -> ConfigDict:
         separators=True,  # so that it learns where a text ends, and sampling stops there
         segment_ids=False,
     )
+    config.task = None
     config.mesh = dict(data=2, fsdp=2, model=2, context=1)
     config.optimizer = dict(
         peak_lr=3e-3,
         warmup_steps=50,
+        decay="cosine",
         final_lr_fraction=0.1,
         b1=0.9,
         b2=0.95,
@@ -45,6 +51,7 @@ def get_config() -> ConfigDict:
         weight_decay=0.1,
         weight_decay_on="all",
         clip_norm=1.0,
+        frozen_layers=0,
         ema_decay=0.0,
         z_loss=0.0,
     )

@@ -30,6 +30,10 @@ def get_config() -> ConfigDict:
         layer_norm_epsilon=1e-5,
         scale_attn_by_layer=True,
         compute_dtype="bfloat16",
+        classes=0,
+        class_bias=False,
+        lora_rank=0,
+        lora_alpha=0.0,
         remat="named",
         attention="auto",
     )
@@ -42,10 +46,12 @@ def get_config() -> ConfigDict:
         separators=False,
         segment_ids=False,
     )
+    config.task = None
     config.mesh = dict(data=-1, fsdp=16, model=1, context=1)
     config.optimizer = dict(
         peak_lr=1.6e-4,
         warmup_steps=100,
+        decay="cosine",
         final_lr_fraction=0.1,
         b1=0.9,
         b2=0.95,
@@ -53,6 +59,7 @@ def get_config() -> ConfigDict:
         weight_decay=0.1,  # Composer's decoupled 1.6e-5 at this peak_lr; see optimizer.py
         weight_decay_on="all",  # model.parameters() in one group
         clip_norm=1.0,
+        frozen_layers=0,
         ema_decay=0.0,
         z_loss=0.0,
     )

@@ -24,6 +24,10 @@ def get_config() -> ConfigDict:
         layer_norm_epsilon=1e-5,
         scale_attn_by_layer=True,
         compute_dtype="float32",
+        classes=0,
+        class_bias=False,
+        lora_rank=0,
+        lora_alpha=0.0,
         remat="none",
         attention="auto",
     )
@@ -33,10 +37,12 @@ def get_config() -> ConfigDict:
         separators=True,  # so that it learns where a text ends, and sampling stops there
         segment_ids=False,
     )
+    config.task = None
     config.mesh = dict(data=1, fsdp=2, model=1, context=1)
     config.optimizer = dict(
         peak_lr=2e-3,
         warmup_steps=50,
+        decay="cosine",
         final_lr_fraction=0.1,
         b1=0.9,
         b2=0.95,
@@ -44,6 +50,7 @@ def get_config() -> ConfigDict:
         weight_decay=0.1,
         weight_decay_on="all",
         clip_norm=1.0,
+        frozen_layers=0,
         ema_decay=0.0,
         z_loss=0.0,
     )

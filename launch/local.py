@@ -18,8 +18,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from biomedlm_jax import entry
-from biomedlm_jax.config import Experiment, build, check_arguments, overrides
+from biomedlm_jax.config import Experiment
 from biomedlm_jax.entry import UserError
+from biomedlm_jax.settings import build, check_arguments, overrides
 
 PROMPTS = ("The aim of this study was to", "Patients were randomly assigned to")
 

@@ -2,10 +2,11 @@
 
 from biomedlm_jax.compilers.child import CompileError
 from biomedlm_jax.compilers.topologies import named
-from biomedlm_jax.config import Experiment, build
+from biomedlm_jax.config import Experiment
 from biomedlm_jax.planning import memory
 from biomedlm_jax.planning.answer import ask
 from biomedlm_jax.planning.target import matrix_flops, target
+from biomedlm_jax.settings import build
 from configs import pretrain_2p7b
 
 PUBLISHED = build(Experiment, pretrain_2p7b.get_config().to_dict())

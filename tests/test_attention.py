@@ -16,7 +16,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call as simulation
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
 
-from biomedlm_jax import config
+from biomedlm_jax import config, settings
 from biomedlm_jax.kernels.attention import block_sizes, keep, pallas_tpu, tpu_resident
 from biomedlm_jax.kernels.attention.api import IMPLEMENTATIONS, attention, attention_qkv
 from biomedlm_jax.mesh import make as make_mesh
@@ -365,7 +365,7 @@ def test_the_demo_trains_alike():
     """configs/demo.py, dropout and mesh included: loss and gradient norm of each step to 1e-5."""
     found = {}
     for impl in ("reference", "pallas_tpu_interpret"):
-        demo = config.build(config.Experiment, get_config().to_dict())
+        demo = settings.build(config.Experiment, get_config().to_dict())
         demo = changed(demo, model__attention=impl)
         mesh = make_mesh(demo, jax.devices()[:8])
         state, step = started(demo, mesh), train_step(demo, mesh)

@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from biomedlm_jax.config import Experiment, Model, build, check_arguments, differences, overrides
+from biomedlm_jax.config import Experiment, Model
 from biomedlm_jax.entry import UserError
+from biomedlm_jax.settings import build, check_arguments, differences, overrides
 from tests.conftest import ROOT, TINY, changed
 
 VALUES = dataclasses.asdict(TINY)

@@ -7,9 +7,10 @@ import pytest
 from jax.sharding import NamedSharding
 
 from biomedlm_jax import mesh, step
-from biomedlm_jax.config import Experiment, build
+from biomedlm_jax.config import Experiment
 from biomedlm_jax.pipeline.loader import Loader
 from biomedlm_jax.pipeline.store import TokenStore
+from biomedlm_jax.settings import build
 from data.build import build as build_corpus
 from data.tokenizer import Options
 from tests.conftest import ROOT, started

@@ -33,6 +33,10 @@ BIOMEDLM = Model(
     layer_norm_epsilon=1e-5,
     scale_attn_by_layer=True,
     compute_dtype="bfloat16",
+    classes=0,
+    class_bias=False,
+    lora_rank=0,
+    lora_alpha=0.0,
     remat="named",
     attention="auto",
 )
@@ -63,6 +67,10 @@ def model():
         layer_norm_epsilon=1e-5,
         scale_attn_by_layer=True,
         compute_dtype="float32",
+        classes=0,
+        class_bias=False,
+        lora_rank=0,
+        lora_alpha=0.0,
         remat="none",
         attention="reference",
     )

@@ -32,7 +32,13 @@ def gradients(experiment, devices) -> tuple[float, dict]:
         def mean_loss(params, part):
             tokens, segments, rows = part
             found = step.loss(
-                experiment, graph, params, tokens, segments, weights, step_seed(3, 0), rows
+                experiment,
+                graph,
+                params,
+                step.Batch(tokens, segments),
+                weights,
+                step_seed(3, 0),
+                rows,
             )
             return found[0], found[0]
 

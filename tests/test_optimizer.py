@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from biomedlm_jax.config import Experiment, build
+from biomedlm_jax.config import Experiment
 from biomedlm_jax.model import gpt
 from biomedlm_jax.optimizer import adamw, schedule
+from biomedlm_jax.settings import build
 from tests.conftest import ROOT, TINY, changed, on, put, random_tokens, started
 from tests.test_config import config_file
 

@@ -9,9 +9,10 @@ import pytest
 from biomedlm_jax.compilers import child
 from biomedlm_jax.compilers.programs import Programs
 from biomedlm_jax.compilers.topologies import named
-from biomedlm_jax.config import Experiment, build
+from biomedlm_jax.config import Experiment
 from biomedlm_jax.planning.answer import ask
 from biomedlm_jax.planning.target import target
+from biomedlm_jax.settings import build
 from configs import pretrain_2p7b
 from tests.conftest import TINY, changed
 

@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec
 from biomedlm_jax import config, optimizer, step
 from biomedlm_jax.hf import names
 from biomedlm_jax.model import gpt
+from biomedlm_jax.settings import build
 from configs import pretrain_2p7b, pretrain_125m
 from tests import peer
 from tests.conftest import changed, on, put
@@ -36,7 +37,7 @@ GROUPS = (("blocks/up",), ("blocks/down",), ("blocks/qkv", "blocks/out"), ("",))
 
 
 def experiment_of(module, **settings) -> config.Experiment:
-    built = config.build(config.Experiment, module.get_config().to_dict())
+    built = build(config.Experiment, module.get_config().to_dict())
     return changed(
         built,
         model__compute_dtype="float32",
@@ -229,7 +230,7 @@ def gradients_of(experiment: config.Experiment, devices, group: list[str]) -> Ca
 
         def mean_loss(chosen, part):
             params = nested({**others, **chosen})
-            total, nats = step.loss(experiment, graph, params, part[0], None, weights, None)
+            total, nats = step.loss(experiment, graph, params, step.Batch(part[0]), weights, None)
             return total, nats.sum() / weights.size
 
         dtype = experiment.model.compute_dtype

@@ -7,8 +7,9 @@ import jax
 import pytest
 
 from biomedlm_jax import mesh, sharding, step
-from biomedlm_jax.config import Experiment, Mesh, build
+from biomedlm_jax.config import Experiment, Mesh
 from biomedlm_jax.entry import UserError
+from biomedlm_jax.settings import build
 from configs import pretrain_2p7b
 from tests.conftest import TINY, changed, on, started
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from biomedlm_jax import config, start, step, train
+from biomedlm_jax import settings, start, step, train
 from biomedlm_jax.claim import read_claim
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.hf import load, save
@@ -233,7 +233,7 @@ def test_the_setting_on_the_command_line(places, experiment, tmp_path):
     kept = json.loads((tmp_path / "run/config.json").read_text())
     assert kept["experiment"]["start"] == places["hf"]
     here, mesh = on(changed(experiment, start=places["hf"]), 1, 1, 1)
-    assert config.flat(here)["start"] == places["hf"]
+    assert settings.flat(here)["start"] == places["hf"]
     assert lines(tmp_path / "run")[0]["loss"] == pytest.approx(first_loss(here, mesh), rel=1e-6)
 
 
@@ -269,11 +269,11 @@ def test_two_processes_start_from_a_model(places, experiment, tmp_path):
 
 
 def test_overrides_of_a_setting_without_a_section():
-    assert config.overrides(["--config.start=x"]) == ["--config.start=x"]
+    assert settings.overrides(["--config.start=x"]) == ["--config.start=x"]
     with pytest.raises(UserError, match=r"config\.start\.x is no setting"):
-        config.overrides(["--config.start.x=1"])
+        settings.overrides(["--config.start.x=1"])
     with pytest.raises(UserError, match=r"config\.strat is no setting; did you mean start"):
-        config.overrides(["--config.strat=1"])
+        settings.overrides(["--config.strat=1"])
     other = dataclasses.replace(TINY, start="x")
-    assert config.differences(other, TINY) == ["config.start: '' before, 'x' now"]
-    assert next(iter(config.flat(TINY))) == "start"
+    assert settings.differences(other, TINY) == ["config.start: '' before, 'x' now"]
+    assert next(iter(settings.flat(TINY))) == "start"

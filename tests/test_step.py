@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from biomedlm_jax import step
-from biomedlm_jax.config import Experiment, build
+from biomedlm_jax.config import Experiment
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.model import gpt
+from biomedlm_jax.settings import build
 from tests.conftest import ROOT, TINY, changed, on, put, random_tokens, started
 from tests.test_config import config_file
 
@@ -102,9 +103,9 @@ def test_an_update_that_is_not_finite_is_left_out(monkeypatch):
     batches = [random_tokens(TINY, number) for number in range(3)]
     poison, whole = batches[1][5, :3], step.loss
 
-    def poisoned(experiment, graph, params, tokens, *rest):
-        total, nats = whole(experiment, graph, params, tokens, *rest)
-        hit = (tokens[:, :3] == poison).all(1).any()
+    def poisoned(experiment, graph, params, batch, *rest):
+        total, nats = whole(experiment, graph, params, batch, *rest)
+        hit = (batch.tokens[:, :3] == poison).all(1).any()
         return jax.numpy.where(hit, jax.numpy.nan, 1.0) * total, nats
 
     monkeypatch.setattr(step, "loss", poisoned)

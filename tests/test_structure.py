@@ -13,6 +13,7 @@ ORDER = [
     "entry",
     "lock",
     "config",
+    "settings",
     "roll_call",
     "pulses",
     "hosts",

@@ -1,4 +1,4 @@
-"""One question with its answer, and a split of a benchmark: the form that all files are read into."""
+"""A question with its answer, and a split of a benchmark: what all files are read into."""
 
 import dataclasses
 import hashlib

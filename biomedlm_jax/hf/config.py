@@ -178,6 +178,10 @@ def model_of(
         layer_norm_epsilon=float(fields["layer_norm_epsilon"]),
         scale_attn_by_layer=fields["scale_attn_by_inverse_layer_idx"],
         compute_dtype="bfloat16" if dtype == "bfloat16" else "float32",
+        classes=0,
+        class_bias=False,
+        lora_rank=0,
+        lora_alpha=0.0,
         remat="named",
         attention="auto",
     )

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from biomedlm_jax import entry, journal, start
 from biomedlm_jax.arrays import cuts
 from biomedlm_jax.checksums import Running
-from biomedlm_jax.config import Model, flat
+from biomedlm_jax.config import Model
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.hf import card as cards
 from biomedlm_jax.hf import names, read, tokenizer, write
@@ -37,6 +37,7 @@ from biomedlm_jax.hf.config import config_json
 from biomedlm_jax.hf.names import TABLE, Row
 from biomedlm_jax.hf.read import finite
 from biomedlm_jax.pipeline.vocabulary import MODEL_FILE, Place, Vocabulary
+from biomedlm_jax.settings import flat
 from biomedlm_jax.start import PARAMS, RECEIPT, Source
 
 Piece = tuple[str, int, int]  # our name of an array, where it begins and ends on the first axis

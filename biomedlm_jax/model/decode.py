@@ -78,7 +78,8 @@ def _apart(model: Model, mesh: Mesh) -> Callable[[dict], Weights]:
             blocks[name] = {"kernel": kernel.swapaxes(1, 2), "bias": bias}
         layers = {i: jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(model.layers)}
         table = params["tokens"]["table"]
-        return Weights({**params, "blocks": layers}, table.astype(dtype))
+        rest = {name: value for name, value in params.items() if name != "head"}  # of classes
+        return Weights({**rest, "blocks": layers}, table.astype(dtype))
 
     return jax.jit(apart, out_shardings=_places(weight_specs(model, mesh.shape), mesh))
 

@@ -21,7 +21,7 @@ from biomedlm_jax.kernels.attention.block_sizes import device
 from biomedlm_jax.kernels.dropout import Seed, dropout, fold
 from biomedlm_jax.layout import BATCH, IN_USE, STORED, in_use, mine, parameter, spec, stored
 from biomedlm_jax.model import layers_by_hand
-from biomedlm_jax.model.layers import Embedding, LayerNorm, Linear, Statistics, rows_of
+from biomedlm_jax.model.layers import Embedding, Head, LayerNorm, Linear, Statistics, rows_of
 
 
 class Same(NamedTuple):
@@ -38,7 +38,8 @@ class Block(nnx.Module):
 
     def __init__(self, model: Model, *, rngs: nnx.Rngs, apart: bool = False):
         sizes, std = axis_sizes(model), model.init_std
-        linear = partial(Linear, sizes=sizes, rngs=rngs, turned=apart)
+        alpha = model.lora_alpha
+        linear = partial(Linear, sizes=sizes, rngs=rngs, turned=apart, alpha=alpha)
         residual_std = std / math.sqrt(2 * model.layers)  # GPT-2: 2 residual branches a layer
         self.ln_1 = LayerNorm(model.width, epsilon=model.layer_norm_epsilon)
         self.qkv = linear("dq", std=std)
@@ -135,7 +136,8 @@ class Block(nnx.Module):
 
 class GPT(nnx.Module):
     """apart: as generation has it (`model/decode.py`): every layer has arrays of its own, kernels
-    are [Out, In], and `__call__` is not for it. Otherwise layers are stacked, one array for all."""
+    are [Out, In], there is no head for classes, and `__call__` is not for it. Otherwise layers are
+    stacked, one array for all."""
 
     def __init__(self, model: Model, *, rngs: nnx.Rngs, apart: bool = False):
         sizes, std = axis_sizes(model), model.init_std
@@ -148,6 +150,8 @@ class GPT(nnx.Module):
         else:
             self.blocks = stacked(model, rngs)
         self.ln_f = LayerNorm(model.width, epsilon=model.layer_norm_epsilon)
+        if model.classes and not apart:
+            self.head = Head(sizes, bias=model.class_bias, std=std, rngs=rngs)
         self.model = model
 
     def __call__(
@@ -159,7 +163,7 @@ class GPT(nnx.Module):
         table: Float[Array, "V D"] | None = None,
     ) -> Float[Array, "B S D"]:
         """What follows the last LayerNorm, at the positions that this device computes;
-        `tokens.logits` makes logits of it, `objective` a loss.
+        `tokens.logits` makes logits of it, `head` scores of classes, `objective` a loss.
 
         segments: a token sees the earlier ones of its own segment; None is one segment. The
           position of a token is its place in the row, whatever its segment.
@@ -212,7 +216,8 @@ def first_position(x: Float[Array, "B S D"]) -> Int[Array, ""]:
 def axis_sizes(model: Model) -> dict[str, int]:
     """Sizes of the letters of parameters, as in `layout`."""
     d = model.width
-    return {"d": d, "e": d, "q": 3 * d, "f": model.mlp, "v": model.padded_vocab}
+    sizes = {"d": d, "e": d, "q": 3 * d, "f": model.mlp, "v": model.padded_vocab}
+    return sizes | {"c": model.classes, "r": model.lora_rank}
 
 
 def stacked(model: Model, rngs: nnx.Rngs) -> Block:

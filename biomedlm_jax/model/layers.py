@@ -1,4 +1,4 @@
-"""The three layers a GPT-2 is made of, as one device computes them under `shard_map`.
+"""The layers a GPT-2 is made of, as one device computes them under `shard_map`.
 
 Parameters are stored in pieces, float32 or already in the dtype of their use; `in_use` brings one
 together where it is used, and the product runs in the dtype of its input.
@@ -21,6 +21,8 @@ class Linear(nnx.Module):
 
     turned: the kernel is stored as [Out, In], which is how products of few rows want it on CPU,
     and a chip does not mind.
+    alpha: with sizes["r"], the rank, y = x kernel + alpha / rank * (x a) b + bias: an adapter
+      (LoRA, arXiv 2106.09685), which begins as nothing, for b does.
     """
 
     def __init__(
@@ -31,12 +33,19 @@ class Linear(nnx.Module):
         std: float,
         rngs: nnx.Rngs,
         turned: bool = False,
+        alpha: float = 0.0,
     ):
         shape = [sizes[letter] for letter in axes]
         kernel = std * jax.random.normal(rngs.params(), shape)
         self.kernel = parameter(axes[::-1], kernel.T) if turned else parameter(axes, kernel)
         self.bias = parameter(axes[1], jnp.zeros(shape[1]))
-        self.input, self.turned = axes[0], turned
+        self.input, self.turned, self.counts = axes[0], turned, 0.0
+        if alpha:
+            rank, bound = sizes["r"], shape[0] ** -0.5  # PEFT's: kaiming_uniform_ with a = sqrt(5)
+            a = jax.random.uniform(rngs.params(), (shape[0], rank), minval=-bound, maxval=bound)
+            self.a = parameter(axes[0] + "r", a)
+            self.b = parameter("r" + axes[1], jnp.zeros((rank, shape[1])))
+            self.counts = alpha / rank
 
     def gathered(self, dtype: jax.typing.DTypeLike) -> Array:
         """The kernel, brought together for one use."""
@@ -52,6 +61,9 @@ class Linear(nnx.Module):
             y = times_turned(rows, kernel, x.dtype).reshape(*x.shape[:2], -1)
         else:
             y = times_kernel(x, kernel)
+        if self.counts:
+            low = times_kernel(x, in_use(self.a, x.dtype))
+            y += times_kernel(low, in_use(self.b, x.dtype)) * jnp.asarray(self.counts, x.dtype)
         if summed := IN_USE.get(self.input):
             y = jax.lax.psum(y, summed)  # each device had only its part of the input's columns
         return y
@@ -60,6 +72,28 @@ class Linear(nnx.Module):
         self, x: Float[Array, "B T In"], kernel: Array | None = None
     ) -> Float[Array, "B T Out"]:
         return self.product(x, kernel) + in_use(self.bias, x.dtype)
+
+
+class Head(nnx.Module):
+    """Float32 scores of classes, of a row's last token."""
+
+    def __init__(self, sizes: dict[str, int], *, bias: bool, std: float, rngs: nnx.Rngs):
+        shape = (sizes["d"], sizes["c"])
+        self.kernel = parameter("dc", std * jax.random.normal(rngs.params(), shape))
+        self.has_bias = bias
+        if bias:
+            self.bias = parameter("c", jnp.zeros(shape[1]))
+
+    def __call__(self, hidden: Float[Array, "B S D"], ends: Int[Array, "B"]) -> Float[Array, "B C"]:
+        """hidden: at this device's S of the T positions. ends: where a row's last token stands."""
+        (split,) = IN_USE["s"]
+        place = ends - jax.lax.axis_index(split) * hidden.shape[1]
+        here = (place >= 0) & (place < hidden.shape[1])
+        place = jnp.where(here, place, 0)[:, None, None]
+        last = jnp.take_along_axis(hidden, place, axis=1)[:, 0].astype(jnp.float32)
+        last = jax.lax.psum(jnp.where(here[:, None], last, 0.0), split)
+        scores = last @ in_use(self.kernel, jnp.float32)
+        return scores + in_use(self.bias, jnp.float32) if self.has_bias else scores
 
 
 class Statistics(NamedTuple):

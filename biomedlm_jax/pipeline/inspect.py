@@ -14,11 +14,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from biomedlm_jax import entry
-from biomedlm_jax.config import Experiment, build, check_arguments
+from biomedlm_jax.config import Experiment
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.loader import blocks_in, blocks_of
 from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
+from biomedlm_jax.settings import build, check_arguments
 
 
 def rows(experiment: Experiment, step: int, limit: int | None = None) -> Iterator[str]:

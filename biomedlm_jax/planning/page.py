@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from biomedlm_jax.config import flat
 from biomedlm_jax.planning import times, words
 from biomedlm_jax.planning.answer import Answer
 from biomedlm_jax.planning.words import UNKNOWN, gigabytes, milliseconds
 from biomedlm_jax.reports import page as form
 from biomedlm_jax.reports.charts import bars, number, percent
 from biomedlm_jax.reports.page import Section, figure, figures, grid, notes, table, text
+from biomedlm_jax.settings import flat
 
 COLOURS = 8  # of the drawings
 

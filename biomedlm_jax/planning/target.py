@@ -13,8 +13,9 @@ from jaxlib._jax import Device
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax import step
 from biomedlm_jax.compilers.topologies import Topology
-from biomedlm_jax.config import Experiment, Mesh, Model, build
+from biomedlm_jax.config import Experiment, Mesh, Model
 from biomedlm_jax.entry import UserError
+from biomedlm_jax.settings import build
 
 MAKE = f"{__name__}:program"
 

@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from biomedlm_jax.config import flat
 from biomedlm_jax.metrics import duration
 from biomedlm_jax.reports import happened, page, times
 from biomedlm_jax.reports.charts import Curve, bars, columns, legend, number, percent, plot, written
 from biomedlm_jax.reports.page import Section, figure, figures, grid, notes, table, text
 from biomedlm_jax.reports.record import Line, Record, finite, series
+from biomedlm_jax.settings import flat
 
 LAYERS = {  # in the order of the forward pass
     "tokens": "token embedding",

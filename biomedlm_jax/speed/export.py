@@ -27,7 +27,7 @@ from absl import flags
 from etils import epath
 from flax import traverse_util
 
-from biomedlm_jax import config, entry, saves
+from biomedlm_jax import config, entry, saves, settings
 from biomedlm_jax.arrays import cuts
 from biomedlm_jax.checksums import Running
 from biomedlm_jax.hf.names import TABLE
@@ -115,7 +115,7 @@ def main() -> None:
     given = flags.FLAGS
     output = Path(given.output)
     found = runpy.run_path(given.config)["get_config"]().to_dict()
-    model = config.build(config.Experiment, found).model
+    model = settings.build(config.Experiment, found).model
     record = measure(output, model, given.rounds, given.dtype)
     (output / "export.json").write_text(json.dumps(record, indent=2) + "\n")
     median = record["median"]

@@ -29,7 +29,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh, NamedSharding
 
-from biomedlm_jax import config, entry, step
+from biomedlm_jax import config, entry, settings, step
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.checkpoint import Checkpoints
 from biomedlm_jax.pipeline.store import TokenStore
@@ -148,7 +148,7 @@ def stepping(
 def measure(output: Path, rounds: int, files: int) -> dict[str, Any]:
     """Everything, in seconds and bytes."""
     found = runpy.run_path(CONFIG)["get_config"]().to_dict()
-    experiment = config.build(config.Experiment, found)
+    experiment = settings.build(config.Experiment, found)
     small = dataclasses.replace(experiment.data, batch=ROWS)
     experiment = dataclasses.replace(experiment, data=small)
     mesh = meshes.make(experiment)
