@@ -29,10 +29,9 @@ from orbax.checkpoint.checkpoint_managers import (
 from biomedlm_jax import hosts
 from biomedlm_jax.arrays import Arrays
 from biomedlm_jax.checksums import checksums
-from biomedlm_jax.claim import claim, read_claim
+from biomedlm_jax.claim import Identity, claim, read_claim
 from biomedlm_jax.config import Experiment
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.saves import (
     POSITION,
     REFUSED,
@@ -77,7 +76,7 @@ class Checkpoints:
         self,
         workdir: epath.PathLike,
         experiment: Experiment,
-        store: TokenStore,
+        store: Identity,
         weights: dict[str, Any] | None = None,
     ):
         """weights: what a run that begins found at config.start; see `claim`."""

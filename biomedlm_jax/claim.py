@@ -3,15 +3,29 @@ weights that it began with, or is refused."""
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, Protocol
 
 from etils import epath
 
 from biomedlm_jax.config import Experiment
 from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.lock import FILE, LEASE
-from biomedlm_jax.pipeline.store import TokenStore
+from biomedlm_jax.pipeline.vocabulary import Place
 from biomedlm_jax.settings import build, differences
+
+
+class Identity(Protocol):
+    """Of what a run learns from.
+
+    setting: that names it, with its value. vocab_size: of a model for it. sha256: of what is
+    learned.
+    """
+
+    setting: str
+    vocab_size: int
+    vocabulary_path: Place
+    vocabulary_sha256: str
+    sha256: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,10 +34,10 @@ class Claim:
 
     experiment: Experiment
     vocabulary_sha256: str
-    tokens_sha256: str  # of the training split
+    tokens_sha256: str  # of the training split, or of the items
     weights: dict = dataclasses.field(default_factory=dict)  # of config.start: `start.weights`
 
-    def check(self, workdir: epath.PathLike, store: TokenStore) -> None:
+    def check(self, workdir: epath.PathLike, store: Identity) -> None:
         """Raises UserError where `store` is not the training split that the run began with."""
         for name, ours, theirs in [
             ("vocabulary", self.vocabulary_sha256, store.vocabulary_sha256),
@@ -31,15 +45,15 @@ class Claim:
         ]:
             if ours != theirs:
                 raise UserError(
-                    f"config.data.store={store.path} does not have the {name} of the run in "
-                    f"{workdir}; use its store, or another --workdir"
+                    f"{store.setting} does not have the {name} of the run in {workdir}; use what "
+                    "it began with, or another --workdir"
                 )
 
 
 def claim(
     workdir: epath.PathLike,
     experiment: Experiment,
-    store: TokenStore,
+    store: Identity,
     weights: dict[str, Any] | None = None,
 ) -> None:
     """Makes `workdir` the folder of this experiment, or finds that it is.
@@ -52,8 +66,8 @@ def claim(
     """
     if store.vocab_size != experiment.model.vocab:
         raise UserError(
-            f"config.model.vocab={experiment.model.vocab}, but the vocabulary of config.data.store="
-            f"{store.path} has {store.vocab_size} tokens; set one to the other"
+            f"config.model.vocab={experiment.model.vocab}, but the vocabulary of {store.setting} "
+            f"has {store.vocab_size} tokens; set one to the other"
         )
     ours = Claim(
         experiment=experiment,

@@ -89,8 +89,10 @@ class Model:
     @property
     def flops_per_token(self) -> int:
         """Of one training step, 6 N + 12 L d T: the PaLM convention (arXiv 2204.02311, app. B).
-        Attention counts in full though it is causal, recomputed work does not count."""
-        return 6 * self.parameters + 12 * self.layers * self.width * self.context
+        Attention counts in full though it is causal, recomputed work does not count. With adapters
+        4 N, for kernels have no gradients then."""
+        of_parameters = 4 if self.lora_rank else 6
+        return of_parameters * self.parameters + 12 * self.layers * self.width * self.context
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What fine-tuning learns, in place of the tokens of a store; `benchmarks/forms.py` has the
+    """What fine-tuning learns, in place of the tokens of a store; `benchmarks/prompts.py` has the
     prompts. Tokens of their own, such as [SEP], have the ids from the vocabulary's size on, and
     config.model.vocab counts them. config.data.batch is of items, the rest of config.data is off.
     """

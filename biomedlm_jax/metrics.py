@@ -31,7 +31,6 @@ from biomedlm_jax import hosts, journal
 from biomedlm_jax.compilers import chips
 from biomedlm_jax.config import Experiment
 from biomedlm_jax.entry import UserError, in_cloud
-from biomedlm_jax.held_out import TOTAL, Scores
 from biomedlm_jax.journal import Journal
 from biomedlm_jax.saves import unanswered
 from biomedlm_jax.settings import flat
@@ -126,7 +125,7 @@ class Writer:
         self, workdir: epath.Path, experiment: Experiment, first: int, wandb_project: str | None
     ):
         self.experiment, self.first, self.clock = experiment, first, Clock()
-        self.tokens = experiment.data.batch * experiment.model.context
+        self.tokens = 0  # of the batches since the last report, padding with them
         self.peak, self.peak_source = peak_flops(jax.devices())
         self.last: int | None = None  # the step of the last report
         self.trained = [0, 0.0]  # steps since the first of this process, and their seconds
@@ -149,7 +148,7 @@ class Writer:
         self.lines, self.samples = (opened(name, keep=before) for name in ("metrics", "samples"))
         self.events = opened("events")
         kept = journal.read(self.lines.file)
-        self.scored = {line["step"] for line in kept if "bits_per_byte" in line}
+        self.scored = {line["step"] for line in kept if "held_out_loss" in line}
         self.productive = sum(line.get("productive_seconds", 0.0) for line in kept)
         events = journal.read(self.events.file)
         started = [line["time"] for line in events]
@@ -182,7 +181,11 @@ class Writer:
         if self.active:
             print(f"step {step} was done {startup}", flush=True)
         self.clock.interval()
-        self.last = step
+        self.last, self.tokens = step, 0
+
+    def learned(self, tokens: int) -> None:
+        """Of the batch of a step that has begun."""
+        self.tokens += tokens
 
     def train(self, step: int, values: dict[str, float]) -> None:
         """Metrics of the update that ended with `step` updates done, with its speed."""
@@ -193,8 +196,8 @@ class Writer:
             seconds -= spent["evaluation"]
             self.last = step
             self.trained = [self.trained[0] + steps, self.trained[1] + seconds]
-            rate = self.tokens * steps / seconds
-            productive = seconds - spent["data"] - spent["save"]
+            rate, self.tokens = self.tokens / seconds, 0
+            productive = seconds - spent["data"] - spent["save"] - spent["compiling"]
             speed = {
                 "tokens_per_second": rate,
                 "tokens_per_second_per_device": rate / jax.device_count(),
@@ -227,13 +230,11 @@ class Writer:
             yield
         self.event("evaluation", step, seconds=round(time.perf_counter() - start, 2))
 
-    def held_out(self, step: int, scores: Scores) -> None:
-        """What `held_out.Evaluator` found after `step` updates."""
-        total = scores[TOTAL]
+    def held_out(self, step: int, values: dict[str, float], words: str) -> None:
+        """What the model scored after `step` updates; held_out_loss among it."""
         if self.active:
-            print(f"step {step}/{self.experiment.run.steps}  held out: {total}", flush=True)
-        bits = {f"bits_per_byte/{part}".rstrip("/"): x.bits_per_byte for part, x in scores.items()}
-        self.write(step, {"held_out_loss": total.loss, **bits})
+            print(f"step {step}/{self.experiment.run.steps}  {words}", flush=True)
+        self.write(step, values)
 
     def goodput(self) -> float:
         """Share of all time since the run was first started in which steps that count were made."""

@@ -31,7 +31,6 @@ from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.hf import adapter_config, adapters, read, tokenizer
 from biomedlm_jax.hf.foreign import PARAMS, RECEIPT, Foreign, Merged
 from biomedlm_jax.model import gpt
-from biomedlm_jax.pipeline.store import TokenStore
 from biomedlm_jax.pipeline.vocabulary import Place, Vocabulary
 from biomedlm_jax.saves import (
     DamagedError,
@@ -166,8 +165,10 @@ def weights(source: Source, params: dict) -> dict[str, Any]:
     return {"what": source.what, "save": source.step, "sha256": sha256}
 
 
-def of_run(experiment: Experiment, store: TokenStore) -> Source:
-    """What config.start names, held against the settings and the tokens of the run.
+def of_run(experiment: Experiment, vocabulary: Vocabulary, said: str) -> Source:
+    """What config.start names, held against the settings and the vocabulary of the run.
+
+    said: what the vocabulary is of, and what to do where it is another, for the message.
 
     Raises:
       UserError: see `find`; or a model that computes something else, or a vocabulary that gives
@@ -176,24 +177,27 @@ def of_run(experiment: Experiment, store: TokenStore) -> Source:
     source = find(experiment.start, wait_seconds=experiment.run.wait_seconds)
     name = f"config.start={experiment.start}"
     ours, theirs = function(experiment.model), function(source.model)
+    if experiment.task is not None and theirs["vocab"] == vocabulary.size:
+        theirs["vocab"] = ours["vocab"]  # the task's tokens are added
     if wrong := [
         f"config.model.{field}={ours[field]!r}, but {theirs[field]!r} there"
         for field in FUNCTION
         if ours[field] != theirs[field]
     ]:
         raise UserError(f"{name} is another model than the run's: {'; '.join(wrong)}")
+    if not same_encoding(vocabulary, own_vocabulary(source)):
+        raise UserError(f"{name} has another vocabulary than {said}")
+    return source
+
+
+def own_vocabulary(source: Source) -> Vocabulary:
+    """Raises UserError where none came with the weights."""
     if source.vocabulary is None:
         raise UserError(
-            f"{name} has no vocabulary, so nobody knows what its ids mean; put the tokenizer.json "
-            "that belongs to it there"
+            f"config.start={source.place} has no vocabulary, so nobody knows what its ids mean; "
+            "put the tokenizer.json that belongs to it there"
         )
-    if not same_encoding(Vocabulary(store.vocabulary_path), Vocabulary(source.vocabulary)):
-        raise UserError(
-            f"{name} has another vocabulary than config.data.store={store.path}; write the store "
-            "again with `python -m data.tokenize --vocabulary` and the vocabulary in "
-            f"{source.vocabulary.parent}"
-        )
-    return source
+    return Vocabulary(source.vocabulary)
 
 
 def function(model: Model) -> dict[str, Any]:

@@ -9,21 +9,18 @@ from typing import Any
 
 import jax
 from etils import epath
-from jax.sharding import NamedSharding
 
 from biomedlm_jax import hosts, sharding, start
+from biomedlm_jax import material as materials
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax import step as steps
 from biomedlm_jax.checkpoint import Checkpoints
 from biomedlm_jax.config import Experiment
-from biomedlm_jax.continuations import continuations
 from biomedlm_jax.entry import Preempted, UserError, in_cloud
-from biomedlm_jax.held_out import Evaluator
 from biomedlm_jax.judge import Judge
 from biomedlm_jax.lock import Lock
 from biomedlm_jax.metrics import Startup, Writer, plot, weights_and_biases
-from biomedlm_jax.pipeline.loader import Loader
-from biomedlm_jax.pipeline.store import TokenStore
+from biomedlm_jax.model.additions import fitted
 from biomedlm_jax.saves import absolute, first_sees
 from biomedlm_jax.step import State
 from biomedlm_jax.watch import Preemption, Profiler, Watchdog
@@ -65,29 +62,20 @@ def fit(
         if wandb_project:
             weights_and_biases(wandb_project)
         mesh = meshes.make(experiment)
-        store = TokenStore(experiment.data.store, "train")
-        hosts.agree(hosts.facts(experiment, store), run.wait_seconds)
-        loader = Loader(
-            store,
-            batch=experiment.data.batch,
-            length=model.context,
-            separators=experiment.data.separators,
-            segment_ids=experiment.data.segment_ids,
-            seed=run.seed,
-            sharding=NamedSharding(mesh, steps.BATCH_SPEC),
-        )
-        held_out = TokenStore(experiment.data.store, "heldout") if run.eval_every else None
-        evaluate = Evaluator(experiment, mesh, held_out, run.eval_batches) if held_out else None
+        material = materials.of(experiment, mesh, absolute(workdir))
+        identity = material.identity
+        hosts.agree(hosts.facts(experiment, identity), run.wait_seconds)
         source, params, weights = None, None, dict[str, Any]()
         if experiment.start and not first_sees(absolute(workdir), run.wait_seconds):
-            source = start.of_run(experiment, store)
+            source = start.of_run(experiment, material.vocabulary, material.said)
             hosts.agree({"config.start": str(source.facts)}, run.wait_seconds)
         lock = stack.enter_context(Lock(workdir)) if hosts.primary() else None
         if source is not None:  # before the folder is the run's, for they may be damaged
             with watchdog.paused():  # may be terabytes, and hosts wait for each other with a limit
                 params = start.params(source, mesh, run.wait_seconds)
             weights = start.weights(source, params)
-        saves = stack.enter_context(closing(Checkpoints(workdir, experiment, store, weights)))
+            params = fitted(params, source.model, experiment, mesh)
+        saves = stack.enter_context(closing(Checkpoints(workdir, experiment, identity, weights)))
         startup.done("devices and data")
 
         # ---- State: the newest save if there is one, else a fresh start --------------------
@@ -112,14 +100,14 @@ def fit(
             print(sharding.table(experiment, mesh))
             print(
                 f"{model.parameters:,} parameters on {mesh.devices.size} x "
-                f"{mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}; {loader.blocks:,} "
-                f"blocks of {model.context} tokens; from step {first} to {run.steps}",
+                f"{mesh.devices.flat[0].device_kind} as {dict(mesh.shape)}; {material.size}; "
+                f"from step {first} to {run.steps}",
                 flush=True,
             )
         startup.done("state")
 
         # ---- What watches the loop: numbers, hosts that hang, machines that are taken away ---
-        judge = Judge(run, loader.documents, writer.event, writer.say)
+        judge = Judge(run, material.documents, writer.event, writer.say)
         looks = itertools.count()  # the same on every process
         stop = False
 
@@ -130,9 +118,9 @@ def fit(
 
         # ---- Loop: the order evaluate, save, next batch, step is part of the contract ------
         train_step = steps.train_step(experiment, mesh)
-        batches = stack.enter_context(closing(loader.coming(first, run.steps)))
+        batches = stack.enter_context(closing(material.coming(first, run.steps)))
         pending = None  # the metrics of the last step are read while the next one is under way
-        compiled = None
+        programs = {}  # by the shape of a batch
         saved = first if first else None
         scored = hosts.gather("scored", str(first in writer.scored), run.wait_seconds)[0] == "True"
 
@@ -154,15 +142,13 @@ def fit(
                 if stop:
                     raise Preempted
 
-            assert evaluate is not None
-            assert held_out is not None
             with contextlib.suppress(Preempted), writer.evaluation(done):
                 watchdog.allow(COMPILING * run.hang_seconds)
-                scores = evaluate(state.scored, each)
+                scores = material.score(state.scored, each)
                 watchdog.allow(COMPILING * run.hang_seconds)
                 if run.sample_tokens:
-                    writer.sample(done, continuations(experiment, mesh, state.scored, held_out))
-                writer.held_out(done, scores)  # the last, for it says that this step was scored
+                    writer.sample(done, material.samples(state.scored))
+                writer.held_out(done, *scores)  # the last, for it says that this step was scored
 
         def save(done: int) -> None:
             nonlocal saved
@@ -179,7 +165,7 @@ def fit(
 
         for done in range(first, run.steps + 1):
             alive(f"step {done + 1}")
-            if evaluate and run.due(done, run.eval_every) and (done > first or not scored):
+            if material.scores and run.due(done, run.eval_every) and (done > first or not scored):
                 settle()
                 score(done)
             if done > first and run.due(done, run.save_every):
@@ -198,18 +184,25 @@ def fit(
                 settle()  # while the devices compute, nobody waits for data
             with writer.clock.doing("data"):
                 batch = coming.result()
-            if compiled is None:
-                startup.done("first batch")
-                watchdog.allow(COMPILING * run.hang_seconds)
-                compiled = train_step.lower(state, *batch).compile()
-                startup.done("compile")
-                state, metrics = compiled(state, *batch)
-                jax.block_until_ready(metrics)
-                startup.done("first step")
-                writer.first_step(done + 1, startup)
-            else:
+            shape = batch.tokens.shape
+            writer.learned(batch.tokens.size)
+            if shape in programs:
                 profiler.step(done)
-                state, metrics = compiled(state, *batch)
+                state, metrics = programs[shape](state, *batch)
+            else:
+                if not programs:
+                    startup.done("first batch")
+                watchdog.allow(COMPILING * run.hang_seconds)
+                with writer.clock.doing("compiling"):
+                    programs[shape] = train_step.lower(state, *batch).compile()
+                if len(programs) > 1:
+                    state, metrics = programs[shape](state, *batch)
+                else:
+                    startup.done("compile")
+                    state, metrics = programs[shape](state, *batch)
+                    jax.block_until_ready(metrics)
+                    startup.done("first step")
+                    writer.first_step(done + 1, startup)
             settle()
             pending = (done + 1, metrics)
 

@@ -278,21 +278,26 @@ def described(source: Source) -> tuple[dict[str, Any], dict[str, bytes]]:
     if source.experiment is None or source.step is None:
         return {"extra": {}, "origin": f"converted from {source.place.name}"}, {}
     experiment = source.experiment
-    seen = source.step * experiment.data.batch * experiment.model.context
-    extra: dict[str, object] = {"step": source.step, "tokens seen in training": f"{seen:,}"}
+    seen = source.step * experiment.data.batch
+    extra: dict[str, object] = {"step": source.step}
+    if experiment.task is None:
+        extra["tokens seen in training"] = f"{seen * experiment.model.context:,}"
+    else:
+        extra[f"items of {experiment.task.train} seen in training"] = f"{seen:,}"
     sections = {"Recipe": "The settings of the run:\n\n| | |\n|---|---|\n"}
     sections["Recipe"] += cards.table({n: f"`{v!r}`" for n, v in flat(experiment).items()})
     lines = journal.read(source.place / "metrics.jsonl")
-    scored = [x for x in lines if "bits_per_byte" in x and x["step"] <= source.step]
+    scored = [x for x in lines if "held_out_loss" in x and x["step"] <= source.step]
     if scored:
         last = scored[-1]
+        what = "text of its own corpus" if experiment.task is None else "items"
         sections["Evaluation"] = (
-            f"On held-out text of its own corpus, after {last['step']:,} steps:\n\n| | |\n|---|---|"
-            "\n" + cards.table({n: f"{v:.4f}" for n, v in last.items() if n != "step"})
+            f"On held-out {what}, after {last['step']:,} steps:\n\n| | |\n|---|---|\n"
+            + cards.table({n: f"{v:.4f}" for n, v in last.items() if n != "step"})
         )
     data = epath.Path(experiment.data.store).parent / "card.md"
     beside = {}
-    if data.is_file():
+    if experiment.task is None and data.is_file():
         beside["data_card.md"] = data.read_bytes()
         sections["Data"] = "What it was trained on is described in data_card.md, beside this file."
     return {"extra": extra, "sections": sections}, beside

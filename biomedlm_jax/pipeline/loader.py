@@ -11,10 +11,10 @@ tokens after the last whole block (fewer than a block) are not used.
 """
 
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -23,6 +23,8 @@ from jaxtyping import Int, UInt64
 
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.store import TokenStore
+
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -109,12 +111,17 @@ class Loader:
 
     def coming(self, first: int, last: int) -> Generator[Future[Batch], None, None]:
         """The same, each perhaps still being read."""
-        with ThreadPoolExecutor(1, thread_name_prefix="loader") as reader:
-            ahead = None
-            for step in range(first, last):
-                present = ahead or reader.submit(self.batch, step)
-                ahead = reader.submit(self.batch, step + 1) if step + 1 < last else None
-                yield present
+        return ahead(self.batch, first, last)
+
+
+def ahead(batch: Callable[[int], T], first: int, last: int) -> Generator[Future[T], None, None]:
+    """batch(first), ..., batch(last - 1), each begun while the one before it is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="loader") as reader:
+        coming = None
+        for step in range(first, last):
+            present = coming or reader.submit(batch, step)
+            coming = reader.submit(batch, step + 1) if step + 1 < last else None
+            yield present
 
 
 def blocks_in(store: TokenStore, length: int, separators: bool) -> int:

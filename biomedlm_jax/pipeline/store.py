@@ -81,6 +81,7 @@ class TokenStore:
 
     def __init__(self, path: str | Path | epath.Path, split: str) -> None:
         self.path = epath.Path(path)
+        self.setting = f"config.data.store={self.path}"
         self.manifest = _read_manifest(self.path)
         splits = self.manifest["splits"]
         if split not in splits:

@@ -79,7 +79,7 @@ def read(workdir: epath.Path) -> Record:
         evaluations=[evaluations[step] for step in sorted(evaluations)],
         events=lines("events.jsonl", _is_event, "no events, no times, no environment"),
         samples=lines("samples.jsonl", _is_sample, "no continuations"),
-        manifest=_manifest(claim.experiment.data.store, notes),
+        manifest=None if claim.experiment.task else _manifest(claim.experiment.data.store, notes),
         notes=notes,
     )
 

@@ -54,13 +54,18 @@ def status(record: Record) -> str:
 
 
 def summary(record: Record) -> list[Any]:
-    model, data = record.claim.experiment.model, record.claim.experiment.data
-    starts = record.of("start")
+    experiment = record.claim.experiment
+    model, batch, starts = experiment.model, experiment.data.batch, record.of("start")
+    seen = ("tokens seen", number(record.step * batch * model.context))
+    scored = ("held-out bits per byte", _last(record.evaluations, BITS))
+    if experiment.task is not None:
+        seen = ("items seen", number(record.step * batch))
+        scored = ("accuracy on dev", _last(record.evaluations, "accuracy"))
     wanted: list[tuple[str, str | None]] = [
         ("parameters", number(model.parameters)),
-        ("tokens seen", number(record.step * data.batch * model.context)),
+        seen,
         ("training loss, last", _last(record.train, "loss")),
-        ("held-out bits per byte", _last(record.evaluations, BITS)),
+        scored,
         ("MFU (6N + 12LdT), median", _median(record.train, "mfu_6n_12ldt", percent)),
         ("tokens per second, median", _median(record.train, "tokens_per_second", number)),
         ("goodput", None if (share := times.goodput(record)) is None else percent(share)),
@@ -240,10 +245,13 @@ def environment(record: Record) -> list[Any]:
 
 
 def data(record: Record) -> list[Any]:
-    claim, manifest = record.claim, record.manifest
-    found = [text(f"Store: {claim.experiment.data.store}")]
-    rows = [["training tokens", claim.tokens_sha256], ["vocabulary", claim.vocabulary_sha256]]
+    claim, manifest, task = record.claim, record.manifest, record.claim.experiment.task
+    what = "training tokens" if task is None else "training items"
+    rows = [[what, claim.tokens_sha256], ["vocabulary", claim.vocabulary_sha256]]
     hashes = table(["trained on", "sha256"], rows, unbroken=[0])
+    if task is not None:
+        return [text(f"Items of {task.train}, from {task.benchmarks}"), hashes]
+    found = [text(f"Store: {claim.experiment.data.store}")]
     if manifest is None:
         return [*found, text("Its manifest could not be read, so only hashes are known."), hashes]
     splits, vocabulary = manifest.get("splits"), manifest.get("vocabulary")

@@ -1,0 +1,64 @@
+"""What fine-tuning adds to a decoder: rows for new tokens, a head, adapters (LoRA, arXiv
+2106.09685); and adapters taken into the kernels that they stand beside."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding
+
+from biomedlm_jax.config import Experiment, Model
+from biomedlm_jax.model import gpt
+
+ADAPTER = ("a", "b")
+
+
+def fitted(params: dict, before: Model, experiment: Experiment, mesh: Mesh) -> dict:
+    """`params` of the model `before` as those of the run: with rows for the tokens of its task, a
+    head and adapters, drawn by run.seed. What both models have stays as it is.
+
+    params: on `mesh`, used up.
+    """
+    model = experiment.model
+    same = before.vocab == model.vocab
+    if same and gpt.specs(before, mesh.shape) == gpt.specs(model, mesh.shape):
+        return params
+
+    def grown(params: dict) -> dict:
+        drawn = gpt.init(model, jax.random.key(experiment.run.seed))
+        table = params["tokens"]["table"]
+        rows = jnp.arange(model.padded_vocab)[:, None]
+        if (more := model.padded_vocab - len(table)) > 0:
+            table = jnp.pad(table, [(0, more), (0, 0)])
+        table = jnp.where(rows < before.vocab, table, drawn["tokens"]["table"])
+        kept = params | {"tokens": {"table": table}}
+        trees: Any = [traverse_util.flatten_dict(tree) for tree in (kept, drawn)]
+        old, new = trees
+        fits = {
+            path: old[path] if path in old and old[path].shape == x.shape else x
+            for path, x in new.items()
+        }
+        return traverse_util.unflatten_dict(fits)
+
+    specs = gpt.specs(model, mesh.shape)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    return jax.jit(grown, out_shardings=shardings)(params)
+
+
+def without_adapters(model: Model) -> Model:
+    """Of `merged` parameters."""
+    return dataclasses.replace(model, lora_rank=0, lora_alpha=0.0)
+
+
+def merged(params: dict, model: Model) -> dict:
+    """Parameters of `without_adapters(model)`: kernels with alpha / rank * a b added, float32."""
+    if not model.lora_rank:
+        return params
+    flat: Any = traverse_util.flatten_dict(params)
+    for path in [path for path in flat if path[-1] == "a"]:
+        a, b = (flat.pop((*path[:-1], name)) for name in ADAPTER)
+        product = jnp.matmul(a, b, precision="highest") * (model.lora_alpha / model.lora_rank)
+        flat[(*path[:-1], "kernel")] += product
+    return traverse_util.unflatten_dict(flat)
