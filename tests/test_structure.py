@@ -65,6 +65,7 @@ ORDER = [
     "benchmarks.medquad",
     "benchmarks.apart",
     "benchmarks.read",
+    "benchmarks.plain",
     "benchmarks.tasks",
     "checksums",
     "saves",

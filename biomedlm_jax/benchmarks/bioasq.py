@@ -23,7 +23,7 @@ import re
 from typing import Any
 
 from biomedlm_jax.benchmarks import mirage
-from biomedlm_jax.benchmarks.files import File, has
+from biomedlm_jax.benchmarks.files import File
 from biomedlm_jax.benchmarks.forms import (
     Asked,
     Candidate,
@@ -81,9 +81,9 @@ def candidates(asked: Asked) -> list[Candidate]:
             part = Part(file, rows, BLURB[asked.split])
             found.append(candidate(asked, "BLURB's rows", [part], _pair))
     for file in asked.of_split(r".*\.jsonl?"):
-        rows = file.rows
-        if has(rows, "id", "sentence1", "sentence2", "label") and _hexadecimal(rows[0]["id"]):
-            part = Part(file, rows, BLURB[asked.split])
+        of_rows = file.has("id", "sentence1", "sentence2", "label")
+        if of_rows and _hexadecimal(file.first["id"]):
+            part = Part(file, file.rows, BLURB[asked.split])
             found.append(candidate(asked, "the authors' rows", [part], _pair))
     theirs = mirage.rows(asked, "bioasq") if asked.split == "test" else []
     for file, rows in theirs:

@@ -1,5 +1,6 @@
 """Files of a folder of benchmarks: plain or .gz, at any depth, told apart by what they hold."""
 
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -89,6 +90,22 @@ class File:
         return rows
 
     @functools.cached_property
+    def first(self) -> dict[str, Any]:
+        """The first of `rows`, which tells whose they are, without reading on; {} if there is none.
+
+        Raises:
+          UserError: it is no JSON.
+        """
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(row := json.loads(self.text.lstrip().partition("\n")[0]), dict):
+                return row
+        return self.rows[0] if self.rows else {}
+
+    def has(self, *columns: str) -> bool:
+        """Whether the first row has these columns."""
+        return self.first.keys() >= set(columns)
+
+    @functools.cached_property
     def table(self) -> dict[str, Any]:
         """The members of a JSON object; none where it is other JSON.
 
@@ -102,11 +119,6 @@ class File:
                 return {}
             raise self.damaged(f"it is no JSON ({error})") from error
         return found if isinstance(found, dict) else {}
-
-
-def has(rows: list[dict[str, Any]], *columns: str) -> bool:
-    """Whether the first row has these columns: which benchmark's they are."""
-    return bool(rows) and rows[0].keys() >= set(columns)
 
 
 def below(folder: epath.Path | Path) -> list[File]:

@@ -13,7 +13,7 @@ test is the dev split. The explanations (`exp`) are not read.
 from typing import Any
 
 from biomedlm_jax.benchmarks import mirage
-from biomedlm_jax.benchmarks.files import File, has
+from biomedlm_jax.benchmarks.files import File
 from biomedlm_jax.benchmarks.forms import Asked, Candidate, Known, NoItem, Part, candidate, text
 from biomedlm_jax.benchmarks.item import Item
 from biomedlm_jax.entry import UserError
@@ -35,7 +35,7 @@ def candidates(asked: Asked) -> list[Candidate]:
     """
     found = []
     for file in asked.of_split(r".*\.jsonl?"):
-        if has(file.rows, "id", "question", "opa", "opb", "opc", "opd"):
+        if file.has("id", "question", "opa", "opb", "opc", "opd"):
             part = Part(file, file.rows, PUBLISHED[asked.split])
             item = _item(_first(file, asked.split))
             found.append(candidate(asked, "the owners' rows", [part], item))

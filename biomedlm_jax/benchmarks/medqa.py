@@ -16,7 +16,7 @@ import re
 from typing import Any
 
 from biomedlm_jax.benchmarks import mirage
-from biomedlm_jax.benchmarks.files import File, has
+from biomedlm_jax.benchmarks.files import File
 from biomedlm_jax.benchmarks.forms import Asked, Candidate, Known, NoItem, Part, candidate, text
 from biomedlm_jax.benchmarks.item import Item
 
@@ -57,12 +57,12 @@ def candidates(asked: Asked, options: int) -> list[Candidate]:
     for file in asked.of_split(r".*\.jsonl?"):
         if _OTHER.search(file.name):
             continue
-        rows, published = file.rows, PUBLISHED[asked.split]
-        if has(rows, "question", "options", "answer_idx") and _count(rows[0]) == options:
-            part = Part(file, rows, published)
+        published = PUBLISHED[asked.split]
+        if file.has("question", "options", "answer_idx") and _count(file.first) == options:
+            part = Part(file, file.rows, published)
             owners.append(candidate(asked, "the owners' rows", [part], _question(asked, options)))
-        elif has(rows, "id", "sent1", "ending0") and _endings(rows[0]) == options:
-            part = Part(file, rows, published)
+        elif file.has("id", "sent1", "ending0") and _endings(file.first) == options:
+            part = Part(file, file.rows, published)
             authors.append(candidate(asked, "the authors' rows", [part], _ending(asked, options)))
     theirs = mirage.rows(asked, "medqa") if (asked.split, options) == ("test", 4) else []
     return [*owners, *authors] + [

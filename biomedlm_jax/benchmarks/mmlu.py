@@ -7,6 +7,9 @@
 Their names of splits are not ours. The 5 rows of `dev` are examples to show in a prompt: our
 "train". `val` is what settings are chosen by: our "dev". An item's subject is in its `subject`; the
 paper reports the four of REPORTED, and no mean.
+
+Questions of clinical_knowledge and college_medicine stand in the other's files too: 5 examples and
+14 of `val` are in the test split (`apart.without` leaves them out).
 """
 
 import csv

@@ -21,7 +21,7 @@ import re
 from typing import Any
 
 from biomedlm_jax.benchmarks import mirage
-from biomedlm_jax.benchmarks.files import File, has
+from biomedlm_jax.benchmarks.files import File
 from biomedlm_jax.benchmarks.forms import (
     Asked,
     Candidate,
@@ -73,7 +73,7 @@ def candidates(asked: Asked, fold: int | None) -> list[Candidate]:
             found.append(candidate(asked, "the owners' split", [part], _labelled))
     if fold == 0 or asked.split == "test":
         for file in asked.of_split(r".*\.jsonl?"):
-            if has(file.rows, "id", "sentence1", "sentence2", "label") and _pmid(file.rows[0]):
+            if file.has("id", "sentence1", "sentence2", "label") and _pmid(file.first):
                 part = Part(file, file.rows, PUBLISHED[asked.split])
                 found.append(candidate(asked, "the authors' rows", [part], _pair))
     theirs = mirage.rows(asked, "pubmedqa") if asked.split == "test" else []
