@@ -76,7 +76,7 @@ def candidates(asked: Asked) -> list[Candidate]:
         found.append(candidate(asked, "the owners' questions", parts, _question))
     for file in asked.of_split(r".*\.tsv"):
         table = list(csv.reader(io.StringIO(file.text, newline=""), delimiter="\t"))
-        if table and len(table[0]) == 4:
+        if table and len(table[0]) == 4 and table[0][-1].strip().casefold() in CLASSES:
             rows = [_named(row) for row in table]
             part = Part(file, rows, BLURB[asked.split])
             found.append(candidate(asked, "BLURB's rows", [part], _pair))

@@ -89,6 +89,9 @@ def official_splits(decisions: dict[str, str]) -> tuple[list[str], list[list[str
 
     Each label is shuffled and cut by itself, so that all parts have the same shares of labels.
     Where the last part comes out smaller, it gets one item of each other part.
+
+    Raises:
+      IndexError: a part that is to give one has none.
     """
     draw = random.Random(0)
     rest, test = _divided(draw, list(decisions), decisions, 2)
@@ -125,7 +128,13 @@ def _of_split(asked: Asked, file: File, fold: int) -> list[tuple[str, dict[str, 
     if wrong or not rows:
         which = f"{wrong[0]!r} has no PMID and final_decision" if wrong else "it holds no item"
         raise file.damaged(f"{which}, so its items can not be divided as the owners do")
-    test, parts = official_splits({pmid: row["final_decision"] for pmid, row in rows.items()})
+    try:
+        test, parts = official_splits({pmid: row["final_decision"] for pmid, row in rows.items()})
+    except IndexError as error:
+        raise UserError(
+            f"{file.name} has {len(rows)} items, too few for the owners' script to divide into a "
+            f"test split and {FOLDS} folds; copy the published file"
+        ) from error
     train = [pmid for number, part in enumerate(parts) if number != fold for pmid in part]
     chosen = {"train": train, "dev": parts[fold], "test": test}[asked.split]
     for truth in asked.named(r"test_ground_truth\.json") if asked.split == "test" else ():
