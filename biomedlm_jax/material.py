@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from biomedlm_jax import start, step
 from biomedlm_jax.benchmarks import read
+from biomedlm_jax.benchmarks.apart import check_apart
 from biomedlm_jax.benchmarks.batches import Questions
 from biomedlm_jax.benchmarks.exam import Exam, summary
 from biomedlm_jax.benchmarks.prompts import SPECIAL, Form
@@ -108,7 +109,7 @@ class Items:
         self._exam = None
         if task.dev and experiment.run.eval_every:
             dev = read.read(task.dev, folder, "dev", **taken)
-            read.check_apart(learned, dev)
+            check_apart(learned, dev)
             self._exam = Exam(experiment, mesh, form, dev)
 
     def coming(self, first: int, last: int) -> Generator[Future[Any], None, None]:

@@ -49,7 +49,7 @@ class Questions:
         self.vocabulary_sha256, self.sha256 = form.vocabulary.sha256, split.sha256
         self.setting = f"config.task.benchmarks={task.benchmarks}"
         self._form, self._task, self._seed = form, task, experiment.run.seed
-        self._rows = form.rows(self.items)
+        self._rows = form.rows(self.items, split.kind)
         self._batch = experiment.data.batch
         specs = batch_specs(experiment)
         self._places = Batch(*(NamedSharding(mesh, spec) for spec in specs))  # pyright: ignore

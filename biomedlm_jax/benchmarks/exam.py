@@ -40,7 +40,7 @@ class Exam:
                 f"{split.benchmark} has items with {len(other[0].options)} classes, such as "
                 f"{other[0].id}, and the model has a head for {self._classes}"
             )
-        rows = form.rows(split.items)
+        rows = form.rows(split.items, split.kind)
         self._rows = [row for mine in rows for row in mine]
         self._of = np.repeat(np.arange(len(rows)), [len(mine) for mine in rows])
         self._at_once = ROWS * int(np.prod([mesh.shape[axis] for axis in BATCH]))

@@ -13,7 +13,8 @@ SPLITS = ("train", "dev", "test")
 class Item:
     """options: what can be answered. Of a multiple choice its texts, in the owners' order; of a
       classification the names of the classes, sorted; none where a text is to be written.
-    label: the place of the right one in `options`; None where a text is to be written.
+    label: the place of the right one in `options`; None where a text is to be written, or where
+      the owners keep the answers to themselves.
     context: what is given to read. answer: a text that answers.
     subject: what scores are told apart by. pmids: of the abstracts that answer it.
     """
@@ -32,7 +33,7 @@ class Item:
 class Split:
     """name: of SPLITS. items: in the order of the files. files: by their path below the folder of
     benchmarks, the sha256 of what they hold unpacked. skipped: by reason, the ids of rows that are
-    no items."""
+    no items. notes: sentences on what is not as published."""
 
     benchmark: str
     name: str
@@ -40,6 +41,7 @@ class Split:
     items: tuple[Item, ...]
     files: dict[str, str]
     skipped: dict[str, list[str]]
+    notes: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:

@@ -3,7 +3,7 @@
     multiple_choice   question [SEP]  option [SEP]                                one row an option
     classification    <|CONTEXT|> context <|QUESTION|> question <|ANSWER|>        one row
     generation        question <|startoftext|> answer <|endoftext|>               one row
-    next_token        the text of `prompt` with the right answer <|endoftext|>    one row
+    next_token        the text of `plain` with its answer <|endoftext|>           one row
 
 Nothing else stands between the parts, but for a space before an option. A head reads the last token
 of a row; generation learns what follows <|startoftext|>, next_token every token but the first.
@@ -20,13 +20,13 @@ its [SEP], as it did there.
 """
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 
-from biomedlm_jax.benchmarks.item import Item
+from biomedlm_jax.benchmarks.item import Item, Kind
+from biomedlm_jax.benchmarks.plain import plain
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 
@@ -39,7 +39,6 @@ SPECIAL: dict[Objective, tuple[str, ...]] = {
     "generation": (PAD, START),
     "next_token": (),
 }
-LETTERS = "ABCDEFGHIJ"
 
 
 class Row(NamedTuple):
@@ -70,25 +69,24 @@ class Form:
     def id(self, special: str) -> int:
         return self.vocabulary.size + SPECIAL[self.objective].index(special)
 
-    def rows(self, items: Iterable[Item]) -> list[list[Row]]:
+    def rows(self, items: tuple[Item, ...], kind: Kind) -> list[list[Row]]:
         """Of each item, one row or one for each of its options.
 
         Raises:
           UserError: an item has nothing to ask, or nothing that could be answered.
         """
-        items = list(items)
         for item in items:
             self._check(item)
-        texts = [text for item in items for text in self._texts(item)]
-        encoded = iter(self.vocabulary.encode_batch(texts))
-        return [self._of(item, [next(encoded) for _ in self._texts(item)]) for item in items]
+        texts = [self._texts(item, kind) for item in items]
+        encoded = iter(self.vocabulary.encode_batch([text for parts in texts for text in parts]))
+        return [self._of([next(encoded) for _ in parts]) for parts in texts]
 
     def _check(self, item: Item) -> None:
         wanted = {
             "multiple_choice": len(item.options) > 1,
             "classification": bool(item.context) and len(item.options) > 1,
             "generation": bool(item.answer),
-            "next_token": bool(item.answer or item.options),
+            "next_token": bool(item.answer) or item.label is not None,
         }
         if not item.question.strip() or not wanted[self.objective]:
             raise UserError(
@@ -98,16 +96,16 @@ class Form:
                 "benchmark"
             )
 
-    def _texts(self, item: Item) -> list[str]:
+    def _texts(self, item: Item, kind: Kind) -> list[str]:
         if self.objective == "multiple_choice":
             return [item.question, *(f" {option}" for option in item.options)]
         if self.objective == "classification":
             return [item.context, item.question]
         if self.objective == "generation":
             return [item.question, item.answer]
-        return [f"{prompt(item)} {right_answer(item)}"]
+        return ["".join(plain(item, kind))]
 
-    def _of(self, item: Item, ids: list[list[int]]) -> list[Row]:
+    def _of(self, ids: list[list[int]]) -> list[Row]:
         if self.objective == "multiple_choice":
             question, *options = ids
             sep = [self.id(SEP)]
@@ -139,21 +137,3 @@ def longest_first(first: int, second: int, length: int) -> tuple[int, int]:
     if short + long > length:
         short, long = length // 2, length - length // 2
     return (short, long) if first <= second else (long, short)
-
-
-def prompt(item: Item) -> str:
-    """A question for a model that was not fine-tuned, with a letter before each option of a
-    multiple choice."""
-    lines = [f"Context: {item.context}"] if item.context else []
-    lines.append(f"Question: {item.question}")
-    if item.options and not item.context:
-        lines += [f"{LETTERS[i]}. {option}" for i, option in enumerate(item.options)]
-    return "\n".join([*lines, "Answer:"])
-
-
-def right_answer(item: Item) -> str:
-    """What `prompt` asks for."""
-    if not item.options:
-        return item.answer
-    assert item.label is not None, "training items have labels"
-    return item.options[item.label] if item.context else LETTERS[item.label]
