@@ -21,11 +21,16 @@ class Identity(Protocol):
     learned.
     """
 
-    setting: str
-    vocab_size: int
-    vocabulary_path: Place
-    vocabulary_sha256: str
-    sha256: str
+    @property
+    def setting(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def vocabulary_path(self) -> Place: ...
+    @property
+    def vocabulary_sha256(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

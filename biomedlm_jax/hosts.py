@@ -43,10 +43,12 @@ BROKEN = re.compile(
 
 
 class Store(Protocol):
-    """What `facts` asks a token store."""
+    """What `facts` asks of what is learned."""
 
-    sha256: str
-    vocabulary_sha256: str
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def vocabulary_sha256(self) -> str: ...
 
 
 _group: Group | None = None
@@ -200,13 +202,14 @@ def versions() -> dict[str, str]:
 
 
 def facts(experiment: Experiment, store: Store) -> dict[str, str]:
-    """What must be equal on all hosts, but for the path of the store."""
+    """What must be equal on all hosts, but for where it lies."""
     found = versions()
     found["tokens of sha256"] = store.sha256[:16]
     found["vocabulary of sha256"] = store.vocabulary_sha256[:16]
     found["local devices"] = str(jax.local_device_count())
     settings = {f"config.{name}": repr(value) for name, value in flat(experiment).items()}
-    del settings["config.data.store"]
+    for where in ("config.data.store", "config.task.benchmarks", "config.task.vocabulary"):
+        settings.pop(where, None)
     return found | settings
 
 

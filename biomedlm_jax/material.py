@@ -101,7 +101,7 @@ class Items:
                 f"{added}: set it to {form.size}"
             )
         folder, fold = Path(task.benchmarks), None if task.fold < 0 else task.fold
-        taken = dict(fold=fold, other_version=task.other_version)
+        taken: Any = dict(fold=fold, other_version=task.other_version)
         learned = read.read_many(task.train, folder, "train", **taken)
         self.identity: Identity = (questions := Questions(experiment, mesh, form, learned))
         self._questions, self.documents = questions, questions.documents

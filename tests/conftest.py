@@ -152,6 +152,30 @@ def changed(experiment: config.Experiment, **settings) -> config.Experiment:
     return experiment
 
 
+def fine_tuning(objective: str, *, model: dict | None = None, **task) -> config.Experiment:
+    """The smallest experiment that learns questions. model: settings of its model."""
+    classes = {"multiple_choice": 1, "classification": 3}.get(objective, 0)
+    head = dict(classes=classes, class_bias=objective == "multiple_choice")
+    settings = dict(
+        objective=objective,
+        benchmarks="",
+        train="medqa",
+        dev="",
+        fold=-1,
+        items=0,
+        shuffle_options=False,
+        other_version=False,
+        vocabulary="",
+        length=32,
+    )
+    return dataclasses.replace(
+        TINY,
+        model=dataclasses.replace(TINY.model, **{**head, **(model or {})}),
+        data=dataclasses.replace(TINY.data, separators=False),
+        task=config.Task(**{**settings, **task}),
+    )
+
+
 def on(experiment: config.Experiment, data: int, fsdp: int, model: int, context: int = 1):
     """`experiment` on data x fsdp x model x context of the 8 devices, and their mesh."""
     shape = config.Mesh(data=data, fsdp=fsdp, model=model, context=context)
