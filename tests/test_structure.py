@@ -46,6 +46,8 @@ ORDER = [
     "step",
     "sharding",
     "pipeline.vocabulary",
+    "pipeline.words",
+    "pipeline.passages",
     "pipeline.lines",
     "pipeline.store",
     "pipeline.store_writer",
