@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from biomedlm_jax.benchmarks.item import Item, Kind, Split
+from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline import words
 
 UNREAD = -1
@@ -81,11 +82,18 @@ class Answers:
         """The place of the right option.
 
         Raises:
-          ValueError: texts are to be written, or an item has no answer that is known.
+          UserError: the owners of the benchmark keep it to themselves.
+          ValueError: texts are to be written.
         """
-        found = [item.label for item in self.split.items]
-        if self.split.kind == "generation" or None in found:
-            raise ValueError(f"{self.split.benchmark} {self.split.name} has no labels")
+        if self.split.kind == "generation":
+            raise ValueError(f"nothing is chosen in {self.split.benchmark}")
+        found = [item.label for item in self.split.items if item.label is not None]
+        if len(found) < len(self.split.items):
+            raise UserError(
+                f"{self.split.benchmark} {self.split.name}: {len(self.split.items) - len(found)} "
+                "items have no answer that is published, so nothing can be scored; take another "
+                "split"
+            )
         return np.array(found, np.int64)
 
     @functools.cached_property
