@@ -175,7 +175,7 @@ svg text {{ fill: var(--soft); }} figure > svg text {{ fill: var(--ink); font-si
 .line {{ fill: none; stroke-width: 1.8px; stroke-linejoin: round; vector-effect: non-scaling-stroke;
   stroke-linecap: round; }}
 .dots {{ stroke-width: 6px; }}
-.dashed {{ stroke: var(--ink); stroke-dasharray: 4 3; opacity: 0.6; }}
+.dashed {{ stroke: var(--ink); stroke-dasharray: 4 3; opacity: 0.8; }}
 .whisker {{ stroke: var(--ink); stroke-width: 1.5px; }}
 .told {{ stroke: var(--c1); stroke-width: 3px; }}
 .note {{ fill: transparent; }} .note:hover {{ fill: var(--soft); opacity: 0.15; }}

@@ -8,7 +8,7 @@ read by a rule that guesses nothing, and an answer that can not be read is a wro
                        come `)`, `.`, `:` or the end of the line: "B", "(B) Aspirin", "B.". Before
                        either may stand "Answer:" or "The answer is". "A 45-year-old ..." is no
                        answer, nor is "A or B"; nor "C. difficile" where that is no option, for a
-                       small letter behind a full stop has to begin the option's own text.
+                       small letter after it in its line has to begin the option's own text.
     a classification   the first word is the name of a class, in any case, and no other class is
                        named before the first `.`, `,`, `;`, `:`, `!`, `?` or end of the line: "Yes,
                        there is no ..." is yes; "yes or no" is no answer.
@@ -30,7 +30,7 @@ from biomedlm_jax.pipeline import words
 UNREAD = -1
 LETTERS = string.ascii_uppercase
 _LED = re.compile(r"(?i)(?:the\s+)?(?:correct\s+)?answer\s*(?:is\b\s*:?|:)\s*")
-_LETTER = re.compile(r"(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?=[).:]|[ \t]*(?:\n|$)))[).:]*\s*")
+_LETTER = re.compile(r"(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?=[).:]|[ \t]*(?:\n|$)))[).:]*[ \t]*")
 _CLAUSE = re.compile(r"[.,;:!?\n]")
 
 
@@ -135,7 +135,7 @@ def read(text: str, item: Item, kind: Kind) -> int:
     if line and options.count(line) == 1:
         return options.index(line)
     found = _LETTER.match(text)
-    if not found or _LETTER.match(text, found.end()):
+    if not found or _LETTER.match(text[found.end() :].lstrip()):
         return UNREAD
     place = LETTERS.index(next(filter(None, found.groups())))
     if place >= len(options):

@@ -81,11 +81,10 @@ def _benchmark(
     contests: Sequence[Contest], records: Sequence[Record], paired: Sequence[Pair]
 ) -> list[Any]:
     whole, *subjects = contests
-    who = [name for name in _COLOURS if any(row.who == name for row in whole.rows)]
     rules = [(f"chance, {split}", chance) for split, (chance, _) in whole.baselines.items()]
     rules = [("chance", rules[0][1])] if len({chance for _, chance in rules}) == 1 else rules
-    keys = drawings.key([(name, _COLOURS[name]) for name in who])
-    blocks: list[Any] = [keys, figure("Accuracy, %", drawings.bars(_bars(whole.rows), rules))]
+    blocks: list[Any] = [_key([row for contest in contests for row in contest.rows])]
+    blocks.append(figure("Accuracy, %", drawings.bars(_bars(whole.rows), rules)))
     blocks.append(_table(whole))
     blocks += [text(line) for line in tables.baselines(whole)]
     if subjects:
@@ -104,11 +103,24 @@ def _benchmark(
 
 
 def _bars(rows: Sequence[Row]) -> list[Bar]:
-    found = []
+    """Ours by how they were asked alone, where the key says of what."""
+    found, same = [], len(_systems(rows)) == 1
     for row in rows:
+        name = row.how if row.who == OURS and same else row.name
         ends = (row.interval.low, row.interval.high) if row.interval else (None, None)
-        found.append(Bar(row.name, row.value, *ends, _COLOURS[row.who]))
+        found.append(Bar(name, row.value, *ends, _COLOURS[row.who]))
     return found
+
+
+def _key(rows: Sequence[Row]) -> Any:
+    systems = _systems(rows)
+    names = {OURS: f"ours: {systems[0]}" if len(systems) == 1 else OURS}
+    there = {row.who for row in rows}
+    return drawings.key([(names.get(x, x), colour) for x, colour in _COLOURS.items() if x in there])
+
+
+def _systems(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.system for row in rows if row.who == OURS))
 
 
 def _table(contest: Contest) -> Any:

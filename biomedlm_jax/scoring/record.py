@@ -65,6 +65,8 @@ def record(answers: Answers, contamination: Contamination | None) -> Record:
     """
     split = answers.split
     dirty = contamination is not None and contamination.items
+    # As it comes back from a file, where a tuple is a list.
+    why = json.loads(json.dumps(dataclasses.asdict(contamination))) if contamination else None
     return Record(
         benchmark=split.benchmark,
         split=split.name,
@@ -78,7 +80,7 @@ def record(answers: Answers, contamination: Contamination | None) -> Record:
             "skipped": {reason: len(ids) for reason, ids in split.skipped.items()},
         },
         scores=scores.of(answers),
-        contamination=dataclasses.asdict(contamination) if contamination else None,
+        contamination=why,
         clean=scores.without(answers, contamination) if contamination and dirty else None,
         versions=hosts.versions(),
         answers=file_name(answers),
