@@ -62,7 +62,7 @@ def test_ours_stand_where_they_belong():
     (contest,) = beside.contests(records(small.choosing(split, [0] * 50 + [1] * 30, "letters")))
     names = [row.name for row in contest.rows]
     assert names[3:6] == [
-        "Mistral 7B 7B",
+        "Mistral 7B",
         "tuned at step 500, letters",
         "BioMedLM 2.7B, fine-tuned, with MedMCQA",
     ]

@@ -27,10 +27,10 @@ def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         E.title(written(title)),
         E.style(STYLE),
     )
-    links = [E.a(section.title, href=f"#{_anchor(section.title)}") for section in sections]
+    links = [E.a(written(section.title), href=f"#{_anchor(section.title)}") for section in sections]
     main = E.main(E.h1(written(title)), E.p({"class": "under"}, written(subtitle)), E.nav(*links))
     for section in sections:
-        heading = E.h2(section.title)
+        heading = E.h2(written(section.title))
         main.append(E.section(heading, *section.blocks, id=_anchor(section.title)))
     root = E.html(head, E.body(main), lang="en")
     for element in root.iter():

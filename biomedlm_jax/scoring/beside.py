@@ -45,6 +45,12 @@ class Row(NamedTuple):
         parameters = "" if self.who == OURS else self.parameters
         return ", ".join(filter(None, (f"{self.system} {parameters}".strip(), self.how)))
 
+    @property
+    def told(self) -> str:
+        """The value in per cent; a published one with all its digits."""
+        digits = f"{100 * self.value:.2f}"
+        return digits if self.who != OURS and digits[-1] != "0" else f"{100 * self.value:.1f}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Contest:

@@ -11,11 +11,12 @@ _TICKS = (0, 25, 50, 75, 100)
 
 
 class Bar(NamedTuple):
-    """value, low, high: shares; low and high are None where no interval is known. colour: as of a
-    `charts.Curve`."""
+    """value, low, high: shares; low and high are None where no interval is known. told: the value in
+    per cent, as it is written. colour: as of a `charts.Curve`."""
 
     name: str
     value: float
+    told: str
     low: float | None
     high: float | None
     colour: int
@@ -31,7 +32,7 @@ def bars(values: Sequence[Bar], rules: Sequence[tuple[str, float]]) -> Any:
     parts = []
     for place, bar in enumerate(values):
         y = top + place * _ROW
-        told = f"{100 * bar.value:.1f}"
+        told = bar.told
         if bar.low is not None and bar.high is not None:
             told += f"  ({100 * bar.low:.1f} to {100 * bar.high:.1f})"
         name = written(bar.name, 60)
@@ -42,7 +43,7 @@ def bars(values: Sequence[Bar], rules: Sequence[tuple[str, float]]) -> Any:
             rect(0, y + 19, 100 * bar.value, 11, f"c{bar.colour}", f"{name}: {told} %"),
         ]
         if bar.low is not None and bar.high is not None:
-            low, high = 100 * bar.low, 100 * bar.high
+            low, high = 100 * max(bar.low, 0), 100 * min(bar.high, 1)  # Student's may be wider
             parts += [_line(low, y + 24.5, high, y + 24.5, "whisker")]
             parts += [_line(x, y + 21, x, y + 28, "whisker") for x in (low, high)]
         # Not through the names.
@@ -53,7 +54,7 @@ def bars(values: Sequence[Bar], rules: Sequence[tuple[str, float]]) -> Any:
     for tick in _TICKS:
         anchor = "start" if tick == 0 else "end" if tick == 100 else "middle"
         parts.append(label(tick, bottom + 14, f"{tick} %", anchor))
-    said = "; ".join(f"{bar.name}: {100 * bar.value:.1f} %" for bar in values)
+    said = "; ".join(f"{bar.name}: {bar.told} %" for bar in values)
     return _drawing(bottom + 20, said, parts)
 
 

@@ -108,7 +108,7 @@ def _bars(rows: Sequence[Row]) -> list[Bar]:
     for row in rows:
         name = row.how if row.who == OURS and same else row.name
         ends = (row.interval.low, row.interval.high) if row.interval else (None, None)
-        found.append(Bar(name, row.value, *ends, _COLOURS[row.who]))
+        found.append(Bar(name, row.value, row.told, *ends, _COLOURS[row.who]))
     return found
 
 
@@ -145,7 +145,7 @@ def _subjects(record: Record) -> Any:
     order = sorted(found, key=lambda name: (-found[name]["value"], name))
     values = [
         Bar(f"{beside.readable(name)}, {found[name]['of']:,} items", found[name]["value"],
-            found[name]["low"], found[name]["high"], 1)
+            tables.percent(found[name]["value"]), found[name]["low"], found[name]["high"], 1)
         for name in order
     ]  # fmt: skip
     overall = [("all subjects", record.scores["accuracy"]["value"])]
@@ -210,7 +210,7 @@ def _first(records: Sequence[Record], contests: Sequence[Contest]) -> list[tuple
             ours = [r for r in contest.rows if r.who == OURS and r.split == split]
             most = f", best of {len(ours)} forms" if len(ours) > 1 else ""
             name = f"{contest.title} {split}, {ours[0].how}{most}"
-            found.append((name, f"{tables.percent(ours[0].value)} %"))
+            found.append((name, f"{ours[0].told} %"))
     for record in records:
         if record.kind == "generation":
             name = f"ROUGE-1, {beside.title(record.benchmark)} {record.split}, {record.form}"

@@ -48,7 +48,7 @@ def cells(row: Row) -> list[str]:
         clean = {None: "not searched", 0: "none found"}.get(row.contaminated, "none left")
         clean = f"{percent(row.clean.value)} of {row.clean.of:,}" if row.clean else clean
     items = f"{where.of:,}" if where else ""
-    return [row.system, row.parameters, row.how, row.split, percent(row.value), interval, items,
+    return [row.system, row.parameters, row.how, row.split, row.told, interval, items,
             clean, row.source]  # fmt: skip
 
 
