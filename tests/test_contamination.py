@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from biomedlm_jax.pipeline.store_writer import StoreWriter
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from biomedlm_jax.scoring import contamination, scores
 from tests import scored as small
+from tests.conftest import SHARED
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PASSAGE = [f"w{letter}" for letter in LETTERS]  # 26 words
@@ -203,6 +205,28 @@ def test_a_store_is_read_in_pieces_to_the_same_end(keep, monkeypatch):
 def test_only_what_was_trained_on_counts(make_store):
     with pytest.raises(UserError, match="'heldout' is not what was trained on"):
         contamination.find([], TokenStore(make_store(), "heldout"))
+
+
+PUBMEDQA = SHARED / "qa/pubmedqa/ori_pqal.json"
+
+
+@pytest.mark.skipif(not PUBMEDQA.is_file(), reason=f"no {PUBMEDQA}")
+def test_real_questions_are_found_in_the_abstracts_that_they_are_about(keep):
+    """Of 200 questions of PubMedQA, those whose abstract is in the store, by number or by words."""
+    rows = dict(list(json.loads(PUBMEDQA.read_text()).items())[:200])
+    split = asked(
+        *(question(pmid, row["QUESTION"], ("maybe", "no", "yes"), pmids=(int(pmid),),
+                   context=" ".join(row["CONTEXTS"]), answer=row["LONG_ANSWER"])
+          for pmid, row in rows.items()), kind="classification")  # fmt: skip
+    known, unknown = list(rows)[:3], list(rows)[3:6]
+    texts = {id: " ".join(rows[id]["CONTEXTS"]) for id in (*known, *unknown)}
+    store = keep({f"PMID:{id}": texts[id] for id in known}
+                 | {f"PMC:{n}": texts[id] for n, id in enumerate(unknown)})  # fmt: skip
+    found = one(split, store).items
+    assert found.keys() == {*known, *unknown}
+    assert all(found[id].pmids == (f"PMID:{id}",) == found[id].words for id in known)
+    assert [found[id].words for id in unknown] == [("PMC:0",), ("PMC:1",), ("PMC:2",)]
+    assert found[unknown[0]].passage in " ".join(words.split(texts[unknown[0]]))
 
 
 def test_scores_without_contaminated_items(keep):

@@ -11,8 +11,8 @@ _TICKS = (0, 25, 50, 75, 100)
 
 
 class Bar(NamedTuple):
-    """value, low, high: shares; low and high are None where no interval is known. told: the value in
-    per cent, as it is written. colour: as of a `charts.Curve`."""
+    """value, low, high: shares; low and high are None where no interval is known. told: the value
+    in per cent, as it is written. colour: as of a `charts.Curve`."""
 
     name: str
     value: float
