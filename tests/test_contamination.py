@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from etils import epath
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from biomedlm_jax.benchmarks.item import Item, Split
@@ -156,6 +156,10 @@ many = st.tuples(spans, st.integers(1, 12))
 
 @settings(max_examples=60)
 @given(st.lists(many, max_size=4), st.lists(many, min_size=1, max_size=4))
+@example([(PASSAGE[:13], 1)], [(PASSAGE[:13], passages.COMMON)])
+@example([(PASSAGE[:13], 1)], [(PASSAGE[:13], passages.COMMON + 1)])
+@example([(PASSAGE[:16], passages.COMMON)], [(PASSAGE[:16], passages.COMMON + 1)])
+@example([(PASSAGE[:16], passages.COMMON + 1)], [(PASSAGE[:16], passages.COMMON + 1)])
 def test_the_rules_hold_for_any_texts(items, texts):
     sought = [span for span, times in items for _ in range(times)]
     # The same words in texts of their own, so that they are no copies.

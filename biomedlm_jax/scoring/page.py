@@ -22,6 +22,7 @@ from biomedlm_jax.scoring.drawings import Bar
 from biomedlm_jax.scoring.measures import Paired
 from biomedlm_jax.scoring.record import Record
 
+CONTAMINATED = ("item", "its abstract", "documents with its words", "such as", "words")
 _COLOURS = {OURS: 1, AUTHORS: 0, OTHERS: 7}
 
 
@@ -70,8 +71,8 @@ def html(records: Sequence[Record], paired: Sequence[Pair]) -> str:
         own = [contest for contest in contests if contest.benchmark == benchmark]
         mine = [record for record in records if record.benchmark == benchmark]
         sections.append(Section(beside.title(benchmark), _benchmark(own, mine, paired)))
-    if spoken := tables.texts(records):
-        sections.append(Section("Written texts", [table(tables.TEXTS, spoken, right=range(4, 9))]))
+    if spoken := _written(records):
+        sections.append(Section("Written texts", spoken))
     sections.append(Section("What was scored", _how(records)))
     places = ", ".join(dict.fromkeys(record.checkpoint["place"] for record in records))
     return form.page(tables.TITLE, places, sections)
@@ -126,7 +127,7 @@ def _systems(rows: Sequence[Row]) -> list[str]:
 def _table(contest: Contest) -> Any:
     """As in table.md, with system, parameters and how in one column."""
     rows = [(row.name, *tables.cells(row)[3:]) for row in contest.rows]
-    return table(("answers", *tables.HEAD[3:]), rows, right=(2, 3, 4, 5), unbroken=(1,))
+    return table(("answers", *tables.HEAD[3:]), rows, right=(2, 3, 4, 5), unbroken=(1, 6))
 
 
 def _by_subject(records: Sequence[Record]) -> list[Any]:
@@ -185,21 +186,39 @@ def _classes(record: Record) -> list[Any]:
     return [form.folded(f"Classes: {record}", table(head, rows, right=(1, 2, 3, 4)))]
 
 
+def _written(records: Sequence[Record]) -> list[Any]:
+    """As in table.md, with system and how in one column."""
+    rows = [(title, f"{system}, {how}", *rest)
+            for system, title, how, *rest in tables.texts(records)]  # fmt: skip
+    head = ("benchmark", "answers", *tables.TEXTS[3:])
+    return [table(head, rows, right=range(3, 8))] if rows else []
+
+
 def _how(records: Sequence[Record]) -> list[Any]:
-    blocks: list[Any] = [
-        table(tables.MADE, [tables.made(r) for r in records], right=tables.MADE_NUMBERS)
-    ]
+    """As in table.md, where hashes are not folded."""
+    shown = [column for column, name in enumerate(tables.MADE) if "sha256" not in name]
+    rows = [[tables.made(record)[column] for column in shown] for record in records]
+    head = [tables.MADE[column] for column in shown]
+    numbers = [place for place, column in enumerate(shown) if column in tables.MADE_NUMBERS]
+    blocks: list[Any] = [table(head, rows, right=numbers), *_contaminated(records)]
+    facts = {f"{c['place']}, {str(c['sha256'])[:12]}": c for c in (r.checkpoint for r in records)}
+    data = {f"{record.benchmark} {record.split}": record.data["sha256"] for record in records}
+    known = {**facts, "sha256 of the items": data, "versions": records[0].versions}
+    return [*blocks, form.folded("Checkpoints, data and versions", form.settings(known))]
+
+
+def _contaminated(records: Sequence[Record]) -> list[Any]:
+    """Once for each split and store."""
+    made = {}
     for record in records:
-        found = (record.contamination or {"items": {}})["items"]
-        if found:
+        if record.contamination and (found := record.contamination["items"]):
             rows = [(id, ", ".join(x["pmids"]), x["documents"], ", ".join(x["words"]), x["passage"])
                     for id, x in found.items()]  # fmt: skip
-            head = ("item", "its abstract", "documents with its words", "such as", "words")
-            name = f"Contaminated: {record}, {len(found):,}"
-            blocks.append(form.folded(name, table(head, rows, right=(2,))))
-    facts = {str(record): record.checkpoint for record in records}
-    versions = {"versions": records[0].versions}
-    return [*blocks, form.folded("Checkpoints and versions", form.settings({**facts, **versions}))]
+            name = f"{beside.title(record.benchmark)} {record.split}"
+            store = record.contamination["store"].get("path", "")
+            key = f"Contaminated in {name}: {len(rows):,} items, by the text in {store}"
+            made[key] = table(CONTAMINATED, rows, right=(2,))
+    return [form.folded(key, drawn) for key, drawn in made.items()]
 
 
 def _first(records: Sequence[Record], contests: Sequence[Contest]) -> list[tuple[str, str]]:
