@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from biomedlm_jax import held_out
+from biomedlm_jax.entry import UserError
 from biomedlm_jax.scoring import measures, rouge, scores
 from biomedlm_jax.scoring.answers import UNREAD
 from biomedlm_jax.scoring.measures import Class
@@ -180,6 +181,13 @@ def test_the_order_of_items_changes_nothing(pairs, data):
     assert first["accuracy"] == second["accuracy"]
     assert first["brier"] == pytest.approx(second["brier"])
     assert first["ece"] == pytest.approx(second["ece"])
+
+
+def test_too_few_items_are_refused():
+    with pytest.raises(UserError, match="medqa test has 0 items to score; score 1 or more"):
+        scores.of(small.written(small.choice([]), []))
+    with pytest.raises(UserError, match="meqsum test has 1 items to score; score 2 or more"):
+        scores.of(small.written(small.generated(["a"]), ["a"]))
 
 
 @given(st.lists(st.sampled_from(["A", "B", "perhaps", ""]), min_size=1, max_size=20))

@@ -56,7 +56,7 @@ def place(tmp_path):
     return folder_
 
 
-def test_the_table(golden):
+def test_the_table_is_the_golden_one(golden):
     found = tables.markdown(records())
     assert golden("scores.md", found) == found
 

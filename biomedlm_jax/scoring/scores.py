@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from biomedlm_jax.benchmarks.item import Item
+from biomedlm_jax.entry import UserError
 from biomedlm_jax.scoring import measures
 from biomedlm_jax.scoring.answers import UNREAD, Answers
 from biomedlm_jax.scoring.contamination import Contamination
@@ -28,11 +29,14 @@ def of(answers: Answers) -> dict[str, Any]:
     Of one whose texts are written: items, and rouge1, rouge2 and rougeL as estimates.
 
     Raises:
-      ValueError: there are no items, or less than two texts.
+      UserError: there are no items, or fewer than two texts, whose mean has no interval.
     """
     items = answers.split.items
-    if not items:
-        raise ValueError(f"{answers.split.benchmark} {answers.split.name} has no items")
+    if len(items) < _least(answers):
+        raise UserError(
+            f"{answers.split.benchmark} {answers.split.name} has {len(items)} items to score; "
+            f"score {_least(answers)} or more"
+        )
     if answers.split.kind == "generation":
         assert answers.written is not None
         found = rouge(answers.written, [item.answer for item in items])
@@ -65,8 +69,11 @@ def of(answers: Answers) -> dict[str, Any]:
 def without(answers: Answers, contamination: Contamination) -> dict[str, Any] | None:
     """`of` the items that are not contaminated; None where nothing is left that can be measured."""
     clean = contamination.clean(answers.split)
-    least = 2 if answers.split.kind == "generation" else 1
-    return of(answers.only(clean)) if clean.sum() >= least else None
+    return of(answers.only(clean)) if clean.sum() >= _least(answers) else None
+
+
+def _least(answers: Answers) -> int:
+    return 2 if answers.split.kind == "generation" else 1
 
 
 def _subjects(items: Sequence[Item], right: np.ndarray) -> dict[str, Any]:
