@@ -10,6 +10,7 @@ objective.py                 the loss
 optimizer.py                 the learning rate, clipping, AdamW
 step.py                      one update: everything above under one shard_map
 pipeline/                    the vocabulary, the token store, seqio tasks, the batch loader
+scoring/                     how good answers are, beside published numbers
 checkpoint.py                what is kept
 generate.py                  text, many requests at once
 hf/config.py to read.py      Hugging Face's settings, names and files

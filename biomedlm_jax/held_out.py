@@ -9,7 +9,6 @@ source and year of publication: what few bytes say of a single year is mostly no
 import dataclasses
 import itertools
 import lzma
-import math
 from collections.abc import Callable, Iterator
 
 import jax
@@ -29,6 +28,7 @@ from biomedlm_jax.layout import IN_USE, spec
 from biomedlm_jax.pipeline.loader import HeldOut, held_out
 from biomedlm_jax.pipeline.store import SOURCE_OF_CODE, UNKNOWN_YEAR, TokenStore
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
+from biomedlm_jax.scoring.measures import bits_per_byte
 
 ROWS_PER_DEVICE = 8
 
@@ -46,7 +46,7 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        return self.nats / math.log(2) / self.bytes
+        return bits_per_byte(self.nats, self.bytes)
 
     def __str__(self) -> str:
         return (

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from biomedlm_jax.entry import UserError
-from data.cleaning import benchmarks, contamination, words
+from biomedlm_jax.pipeline import passages, words
+from data.cleaning import benchmarks, contamination
 from tests.conftest import SHARED
 
 needs_real = pytest.mark.skipif(not (SHARED / "qa").is_dir(), reason=f"{SHARED}/qa is missing")
@@ -219,7 +220,7 @@ def matcher(folder, files):
 
 def find(matcher, texts):
     hashed = words.hashed(texts)
-    return matcher.find(texts, hashed, hashed.runs(contamination.LONG))
+    return matcher.find(texts, hashed, hashed.runs(passages.LONG))
 
 
 def test_which_words_are_looked_for(tmp_path):
@@ -264,7 +265,7 @@ def test_a_passage_is_found_behind_a_word_that_is_cut(tmp_path):
     gene = "".join(draw.choice("acgt") for _ in range(8_000))
     sought, _ = matcher(tmp_path, {"dev.jsonl": lines(MEDQA)})
     hits = find(sought, [f"{before} {gene} {VIGNETTE}", "none", f"{before} {gene}"])
-    assert len(hits) == len(words.split(VIGNETTE)) - contamination.LONG + 1
+    assert len(hits) == len(words.split(VIGNETTE)) - passages.LONG + 1
     assert {text for text, _ in hits} == {0}
 
 
@@ -366,7 +367,7 @@ def test_real_items_and_that_each_is_found(tmp_path):
     for key in draw.sample(kept, 400):
         item = max(found.items[key], key=lambda one: len("".join(one.texts)))
         longest = max((" ".join([text, *item.options]) for text in item.texts), key=len)
-        long_enough.append(len(words.split(longest)) >= contamination.SHORT)
+        long_enough.append(len(words.split(longest)) >= passages.SHORT)
         texts.append("; ".join([*item.texts, *item.options]).upper().replace(",", ",\n"))
     hit = {text for text, _ in find(sought, texts)}
     assert [i in hit for i in range(len(texts))] == long_enough

@@ -4,7 +4,8 @@ import random
 
 import numpy as np
 
-from data.cleaning import duplicates, words
+from biomedlm_jax.pipeline import words
+from data.cleaning import duplicates
 from data.cleaning.describe import Rules
 from tests.test_clean import changed, cleaned, document, jaccard, prose, text
 

@@ -106,6 +106,18 @@ def test_documents_are_read_when_asked_for(many_shards):
             getattr(store, name)
 
 
+def test_some_rows_are_read_without_the_others(many_shards):
+    folder, _ = many_shards
+    store, whole = TokenStore(folder, "train"), TokenStore(folder, "train").documents
+    for shard in ("c/1/0", "c/2/0"):  # all but the first 16 documents
+        (folder / "train/documents" / shard).write_bytes(b"")
+    assert np.array_equal(store.table(3, 16), whole[3:16])
+    with pytest.raises(UserError, match="can not be read, copy the store again"):
+        store.table(3, 17)
+    with pytest.raises(AssertionError):
+        store.table(0, len(whole) + 1)
+
+
 def test_documents_are_read_once(many_shards):
     store = TokenStore(many_shards[0], "train")
     assert store.documents is store.documents

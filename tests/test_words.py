@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data.cleaning import words
+from biomedlm_jax.pipeline import words
 
 texts = st.lists(st.text(max_size=60), max_size=6)
 

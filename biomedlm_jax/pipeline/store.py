@@ -118,6 +118,15 @@ class TokenStore:
         """
         return np.asarray(_result(self._table.read(), self.path / self.split))
 
+    def table(self, first: int, end: int) -> np.ndarray:
+        """Rows `first` to `end` of `documents`, int64 [end - first, 5], without the others.
+
+        Raises:
+          UserError: a shard is damaged.
+        """
+        assert 0 <= first <= end <= self.rows
+        return np.asarray(_result(self._table[first:end].read(), self.path / self.split))
+
     @functools.cached_property
     def text_bytes(self) -> int:
         """UTF-8 length of all documents, for a loss in bits per byte."""

@@ -98,9 +98,9 @@ def plot(
             return height * math.log(high / value) / math.log(high / low)
         return height * (high - value) / (high - low)
 
-    left = [_text(100, 8 + y(tick) + 4, form(tick), "end") for tick in ticks]
-    right = [_rect(0, 8 + y(tick), 100, 1, "track") for tick in ticks]
-    right += [_rect(100 * step / end, 8, 0, height, "rule") for step in rules]
+    left = [label(100, 8 + y(tick) + 4, form(tick), "end") for tick in ticks]
+    right = [rect(0, 8 + y(tick), 100, 1, "track") for tick in ticks]
+    right += [rect(100 * step / end, 8, 0, height, "rule") for step in rules]
     lines = [line for curve in curves for line in _drawn(curve, end, y)]
     stretched = {"x": "0", "y": "8", "width": "100%", "height": str(height)}
     stretched |= {"viewBox": f"0 0 {_WIDE} {height}", "preserveAspectRatio": "none"}
@@ -108,8 +108,8 @@ def plot(
     below = height + 8
     for place, (name, steps, colour) in enumerate(rows):
         top = below + 8 + place * _ROW
-        left.append(_text(100, top + 11, name, "end"))
-        right.append(_rect(0, top, 100, _ROW - 4, "track"))
+        left.append(label(100, top + 11, name, "end"))
+        right.append(rect(0, top, 100, _ROW - 4, "track"))
         for step in _thinned(steps, end):
             right.append(_tick(100 * step / end, top, _ROW - 4, colour))
     bottom = below + (8 + len(rows) * _ROW if rows else 0)
@@ -140,12 +140,12 @@ def columns(values: dict[int, float], unit: str) -> Any:
         if year in values:
             tall, note = height * values[year] / top, f"{year}: {number(values[year])} {unit}"
             parts.append(
-                _rect(place + 0.1 * width, 20 + height - tall, 0.8 * width, tall, "c0", note)
+                rect(place + 0.1 * width, 20 + height - tall, 0.8 * width, tall, "c0", note)
             )
             if width > 8:
-                parts.append(_text(place + width / 2, 14 + height - tall, f"{values[year]:.3f}"))
+                parts.append(label(place + width / 2, 14 + height - tall, f"{values[year]:.3f}"))
         if (year - first) % max(1, math.ceil((last - first) / 10)) == 0:
-            parts.append(_text(place + width / 2, height + 38, str(year)))
+            parts.append(label(place + width / 2, height + 38, str(year)))
     described = "; ".join(f"{year}: {number(value)} {unit}" for year, value in values.items())
     return E.svg(
         {"width": "100%", "height": str(height + 46), "role": "img", "aria-label": described},
@@ -162,19 +162,19 @@ def bars(values: Sequence[tuple[str, float, str]], colours: bool = False) -> Any
     if colours:
         for place, (name, value, text) in enumerate(values):
             wide = 100 * value / max(whole, 1e-9)
-            parts.append(_rect(begin, 0, wide, 30, f"c{place} cut", f"{name}: {text}"))
+            parts.append(rect(begin, 0, wide, 30, f"c{place} cut", f"{name}: {text}"))
             begin += wide
         y = 44
     for place, (name, value, text) in enumerate(values):
         if colours:
             swatch = {"x": "0", "y": str(y + 4), "width": "12", "height": "12"}
             parts += [E.rect(swatch | {"class": f"c{place}"}), E.text({"x": "20", "y": str(y + 15)},
-                      name), _text(100, y + 15, text, "end")]  # fmt: skip
+                      name), label(100, y + 15, text, "end")]  # fmt: skip
             y += 24
         else:
-            parts += [_text(0, y + 15, name, "start"), _text(100, y + 15, text, "end"),
-                      _rect(0, y + 22, 100, 10, "track"),
-                      _rect(0, y + 22, 100 * value / top, 10, "c0", f"{name}: {text}")]  # fmt: skip
+            parts += [label(0, y + 15, name, "start"), label(100, y + 15, text, "end"),
+                      rect(0, y + 22, 100, 10, "track"),
+                      rect(0, y + 22, 100 * value / top, 10, "c0", f"{name}: {text}")]  # fmt: skip
             y += 42
     described = "; ".join(f"{name}: {text}" for name, _, text in values)
     return E.svg(
@@ -250,7 +250,7 @@ def _notes(
             if abs(step - middle) <= max(end / count, end / most):
                 words.append(f"{curve.name} {form(value)} (step {step:,})")
         if words:
-            parts.append(_rect(place * width, 8, width, height, "note", "\n".join(words)))
+            parts.append(rect(place * width, 8, width, height, "note", "\n".join(words)))
     return parts
 
 
@@ -261,7 +261,7 @@ def _steps(end: int, y: float, most: int) -> list[Any]:
         if step == int(step):
             place = 100 * step / end
             anchor = "start" if place < 4 else "end" if place > 96 else "middle"
-            parts.append(_text(place, y + 18, f"{int(step):,}", anchor))
+            parts.append(label(place, y + 18, f"{int(step):,}", anchor))
     return parts
 
 
@@ -271,13 +271,13 @@ def _thinned(steps: Sequence[int], end: int) -> list[int]:
 
 
 def _tick(x: float, y: float, height: float, colour: int) -> Any:
-    found = _rect(x, y, 0, height, f"c{colour}")
+    found = rect(x, y, 0, height, f"c{colour}")
     found.set("width", "3")
     found.set("transform", "translate(-1.5 0)")
     return found
 
 
-def _rect(x: float, y: float, width: float, height: float, kind: str, note: str = "") -> Any:
+def rect(x: float, y: float, width: float, height: float, kind: str, note: str = "") -> Any:
     """x, width: per cent; no width is a pixel. y, height: pixels. note: shown to a pointer."""
     found = E.rect({"x": f"{x:.3f}%", "y": f"{y:.1f}", "width": f"{width:.3f}%" if width else "1",
                     "height": f"{height:.1f}", "class": kind})  # fmt: skip
@@ -286,5 +286,5 @@ def _rect(x: float, y: float, width: float, height: float, kind: str, note: str 
     return found
 
 
-def _text(x: float, y: float, text: str, anchor: str = "middle") -> Any:
+def label(x: float, y: float, text: str, anchor: str = "middle") -> Any:
     return E.text({"x": f"{x:.3f}%", "y": f"{y:.1f}", "text-anchor": anchor}, text)

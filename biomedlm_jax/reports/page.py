@@ -27,10 +27,10 @@ def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         E.title(written(title)),
         E.style(STYLE),
     )
-    links = [E.a(section.title, href=f"#{_anchor(section.title)}") for section in sections]
+    links = [E.a(written(section.title), href=f"#{_anchor(section.title)}") for section in sections]
     main = E.main(E.h1(written(title)), E.p({"class": "under"}, written(subtitle)), E.nav(*links))
     for section in sections:
-        heading = E.h2(section.title)
+        heading = E.h2(written(section.title))
         main.append(E.section(heading, *section.blocks, id=_anchor(section.title)))
     root = E.html(head, E.body(main), lang="en")
     for element in root.iter():
@@ -175,6 +175,9 @@ svg text {{ fill: var(--soft); }} figure > svg text {{ fill: var(--ink); font-si
 .line {{ fill: none; stroke-width: 1.8px; stroke-linejoin: round; vector-effect: non-scaling-stroke;
   stroke-linecap: round; }}
 .dots {{ stroke-width: 6px; }}
+.dashed {{ stroke: var(--ink); stroke-dasharray: 4 3; opacity: 0.8; }}
+.whisker {{ stroke: var(--ink); stroke-width: 1.5px; }}
+.told {{ stroke: var(--c1); stroke-width: 3px; }}
 .note {{ fill: transparent; }} .note:hover {{ fill: var(--soft); opacity: 0.15; }}
 blockquote {{ margin: 0.5rem 0; padding: 0.1rem 0.9rem; border-left: 3px solid var(--c0);
   background: var(--raised); }}

@@ -3,7 +3,7 @@
 Both are made of the same blocks, so they can not differ in a number. The page is one file: no
 script, nothing from a network (its Content-Security-Policy forbids both), light or dark as the
 reader's system is, and for paper. Whatever comes from a file is text in it and never markup: lxml
-builds the page, `_escaped` the Markdown.
+builds the page, `reports/markdown.py` escapes the Markdown.
 """
 
 import re
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import lxml.etree as etree
 
+from biomedlm_jax.reports import markdown as markdown_form
 from data.cards.charts import LONGEST, E, percent, written
 
 _WORD = 24  # letters, from which a word is long
@@ -97,10 +98,9 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
                 case Figures(values):
                     lines += [*(f"- {_escaped(n)}: **{_escaped(v)}**" for n, v in values), ""]
                 case Table(head, rows, left, "") if rows:
-                    rule = ["---"] * left + ["---:"] * (len(head) - left)
-                    lines += [_line(_escaped(name) for name in head), _line(rule)]
-                    lines += [_line(_escaped(cell) for cell in row) for row in rows]
-                    lines.append("")
+                    cells = [[_escaped(cell) for cell in row] for row in [head, *rows]]
+                    numbers = range(left, len(head))
+                    lines += [*markdown_form.table(cells[0], cells[1:], numbers), ""]
     return "\n".join(lines)
 
 
@@ -163,19 +163,8 @@ def _anchor(title: str) -> str:
     return re.sub(r"\W+", "-", title.lower()).strip("-")
 
 
-def _line(cells: Any) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def _escaped(value: Any, longest: int | None = LONGEST) -> str:
-    """For Markdown: no character of a text is markup, of a table's cell or of HTML, nor does GitHub
-    make a link, a mention or mathematics of it."""
-    text = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", written(value, longest))
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = re.sub(r"(?i)(:(?=//)|(?<=www)\.)", r"\\\1", text)
-    # It looks for addresses and names when the backslashes are gone already.
-    text = text.replace("@", "@<!-- -->")
-    return re.sub(r"^(\d*)([-+.)])(?=\s|$)", r"\1\\\2", text)  # or it begins a list
+    return markdown_form.escaped(written(value, longest))
 
 
 STYLE = """

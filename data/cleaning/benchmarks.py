@@ -35,7 +35,7 @@ from typing import Any
 from etils import epath
 
 from biomedlm_jax.entry import UserError
-from data.cleaning import words
+from biomedlm_jax.pipeline import words
 
 MMLU = (
     "anatomy",

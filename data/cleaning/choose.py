@@ -25,8 +25,9 @@ from typing import Any
 import pyarrow as pa
 from etils import epath
 
+from biomedlm_jax.pipeline.passages import COMMON, LONG, SEVERAL
 from data import tables
-from data.cleaning.contamination import COMMON, LONG, OF_PMIDS, OF_RUNS, SEVERAL
+from data.cleaning.contamination import OF_PMIDS, OF_RUNS
 from data.cleaning.describe import FULL, Rules
 from data.cleaning.duplicates import Groups
 from data.cleaning.sketches import Sketches, pairs

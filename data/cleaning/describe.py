@@ -27,9 +27,11 @@ import numpy as np
 import pyarrow as pa
 from etils import epath
 
-from data.cleaning import duplicates, words
-from data.cleaning.contamination import LONG, Matcher
-from data.cleaning.words import HashSet, Words
+from biomedlm_jax.pipeline import words
+from biomedlm_jax.pipeline.passages import LONG
+from biomedlm_jax.pipeline.words import HashSet, Words
+from data.cleaning import duplicates
+from data.cleaning.contamination import Matcher
 from data.documents import Document
 from data.tables import TableWriter, fixed
 

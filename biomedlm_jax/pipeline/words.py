@@ -1,8 +1,8 @@
 """Words and runs of words as 64-bit hashes, for whole batches of texts at once.
 
-`clean.py` compares texts by their words, written any way: a text is brought to Unicode's NFKC and
-to lower case (casefold), and a word is a run of letters and digits, so neither punctuation nor line
-breaks count. What is not seen within a word, such as a soft hyphen or a space of no width, is taken
+Texts are compared by their words, written any way: a text is brought to Unicode's NFKC and to lower
+case (casefold), and a word is a run of letters and digits, so neither punctuation nor line breaks
+count. What is not seen within a word, such as a soft hyphen or a space of no width, is taken
 out, and a word that a hyphen divides between two lines is one word. No word becomes a Python
 object: a text of 100 GB has 2e10 of them.
 

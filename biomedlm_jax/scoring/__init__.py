@@ -1,0 +1,1 @@
+"""What is made of a model's answers: measures, contamination, the page beside published numbers."""
