@@ -32,6 +32,7 @@ BIOASQ = {
     "documents": ["http://www.ncbi.nlm.nih.gov/pubmed/77", "https://x.org/78"],
     "snippets": [{"text": " A gene was found. "}, {"text": "Twice."}],
 }
+LISTS = {"id": HEX[::-1], "type": "list", "body": "Which genes are there?"}
 TOPIC = """<Document><QAPairs><QAPair pid="1"><Question qid="1-1" qtype="treatment">How is
   it treated ?</Question><Answer>Rest.
       Much  water.
@@ -196,7 +197,7 @@ READ = [  # benchmark, split, files, the item
     (
         "bioasq",
         "test",
-        {"Task13B/13B2_golden.json": json.dumps({"questions": [BIOASQ, {"type": "list"}]})},
+        {"Task13B/13B2_golden.json": json.dumps({"questions": [BIOASQ, LISTS]})},
         Item(HEX, GENE.question, GENE.options, 1, GENE.context, subject="13B", pmids=(77,)),
     ),
     (
@@ -549,7 +550,7 @@ def test_wild_tables_are_items_or_are_refused(tmp_path_factory, form, data):
         "ori_pqal.json": {"12": {"QUESTION": "q", "CONTEXTS": ["c"], "final_decision": "yes"}},
         "test_set.json": {"12": {"QUESTION": "q", "CONTEXTS": ["c"], "final_decision": "yes"}},
     }[name]
-    place = whole  # somewhere in it, something else
+    place = whole = json.loads(json.dumps(whole))  # somewhere in it, something else
     for _ in range(data.draw(st.integers(0, 3))):
         keys = range(len(place)) if isinstance(place, list) else sorted(place)
         inside = [key for key in keys if isinstance(place[key], dict | list) and place[key]]
@@ -576,3 +577,32 @@ def check(folder, files, benchmark, split):
         assert item.label is None or 0 <= item.label < len(item.options)
         assert item.label is not None or (benchmark, split) == ("medmcqa", "test")
     assert len({item.id for item in found.items}) == len(found.items)
+
+
+WHOLE = {  # of each benchmark, files as they are, to be damaged
+    "medqa": {"dev.jsonl.gz": gzip.compress(lines(MEDQA).encode())},
+    "mmlu": {"anatomy_val.csv": b'What?,"a",b,c,d,A\n'},
+    "bioasq": {"dev.tsv": f"{HEX}\tIs it?\tIt is.\tyes\n".encode()},
+    "meqsum": {"MeQSum.xlsx": table(("File", "CHQ", "Summary"), ("1.txt", "My message.", "So?"))},
+    "medquad": {"MedQuAD.tar.gz": archive({"1_X_QA/1.xml": TOPIC})},
+}
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(sorted(WHOLE)), st.data())
+def test_damage_anywhere_is_told(tmp_path_factory, benchmark, data):
+    """Bytes that are changed or cut off: items as before or others, or one error; no traceback."""
+    ((name, whole),) = WHOLE[benchmark].items()
+    content = bytearray(whole)
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = bytes(content[: data.draw(st.integers(0, len(content)))])
+    folder = tmp_path_factory.mktemp("damaged")
+    (folder / name).write_bytes(content)
+    split = "train" if benchmark in ("meqsum", "medquad") else "dev"
+    try:
+        found = read(benchmark, folder, split, other_version=True)
+    except UserError as error:
+        assert name in str(error) or "there is no" in str(error)  # noqa: PT017
+        return
+    assert found.items

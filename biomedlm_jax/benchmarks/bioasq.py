@@ -41,7 +41,7 @@ CLASSES = ("no", "yes")
 BLURB = {"train": 670, "dev": 75, "test": 140}
 MIRAGE = 618
 _GOLDEN = r"(\d+B)\d+_golden\.json"
-_PUBMED = re.compile(r"(?:/pubmed/|//pubmed\.ncbi\.nlm\.nih\.gov/)(\d+)/?$")
+_PUBMED = re.compile(r"(?:/pubmed/|//pubmed\.ncbi\.nlm\.nih\.gov/)(\d{1,9})/?$")
 BATCHES = {  # by golden batch, the number of its yes/no questions and the sha256 of the file
     "7B1": (29, "4a1982648f96559a7daae4c58f2c3528b3301b5a06334220413367fd45271cb9"),
     "7B2": (30, "86d745d419f2099101112d501abd5b4e9304c5a65484317fdf3994e8f885618d"),
@@ -85,11 +85,16 @@ def candidates(asked: Asked) -> list[Candidate]:
         if of_rows and _hexadecimal(file.first["id"]):
             part = Part(file, file.rows, BLURB[asked.split])
             found.append(candidate(asked, "the authors' rows", [part], _pair))
-    theirs = mirage.rows(asked, "bioasq") if asked.split == "test" else []
-    for file, rows in theirs:
+    for file, rows in mirage.rows(asked, "bioasq"):
         made = candidate(asked, "MIRAGE's", [Part(file, rows, MIRAGE)], _mirage)
         found.append(noted(made, mirage.WITHOUT_CONTEXT))
     return found
+
+
+def pmid(url: str) -> int | None:
+    """Of the abstract that a question's list of documents names; None where it is no abstract."""
+    found = _PUBMED.search(url)
+    return int(found[1]) if found else None
 
 
 def _owners(asked: Asked) -> list[Part]:
@@ -129,8 +134,9 @@ def _question(row: dict[str, Any], number: int, file: File) -> Item:
     if not isinstance(snippets, list) or not all(isinstance(one, dict) for one in snippets):
         raise NoItem("snippets that are no list of texts")
     context = " ".join(words for one in snippets if (words := text(one, "text")))
-    linked = [_PUBMED.search(url) for url in row.get("documents", ()) if isinstance(url, str)]
-    pmids = tuple(dict.fromkeys(int(found[1]) for found in linked if found))
+    documents = row.get("documents")
+    urls = [url for url in documents if isinstance(url, str)] if isinstance(documents, list) else []
+    pmids = tuple(dict.fromkeys(id for url in urls if (id := pmid(url))))
     golden = re.fullmatch(_GOLDEN, file.base)
     subject = golden[1] if golden else ""
     return Item(
@@ -147,4 +153,5 @@ def _mirage(row: mirage.Row, number: int, file: File) -> Item:
     id, values = row
     given = mirage.options(values)
     label = place(given[mirage.answer(values, "answer", len(given))], CLASSES)
-    return Item(id, text(values, "question"), CLASSES, label)
+    pmids = mirage.pmids(values)
+    return Item(id, text(values, "question"), CLASSES, label, pmids=pmids)

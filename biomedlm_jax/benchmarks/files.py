@@ -21,6 +21,12 @@ _SPLIT = re.compile(  # BioASQ numbers them: training11b, testset1
 _OURS = {"training": "train", "val": "dev", "validation": "dev"}
 
 
+def split_in_name(name: str) -> str | None:
+    """Of SPLITS, from the name of a file; None if it names none."""
+    found = _SPLIT.search(name)
+    return _OURS.get(found[1].lower(), found[1].lower()) if found else None
+
+
 class File:
     """One file, read when it is first asked for.
 
@@ -51,9 +57,7 @@ class File:
 
     @property
     def split(self) -> str | None:
-        """Of SPLITS, from the file's name; None if it names none."""
-        found = _SPLIT.search(self.base)
-        return _OURS.get(found[1].lower(), found[1].lower()) if found else None
+        return split_in_name(self.base)
 
     def damaged(self, what: str) -> UserError:
         return UserError(f"{self.name} is damaged: {what}; copy it again from its owners")
