@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 
 from data.cleaning import benchmarks
-from tests.test_benchmarks_forms import READ, write
+from tests.benchmark_files import READ, write
 
 NEIGHBOUR = {"other/test.source": "Another message, of a test.\n"}  # where all else is training
 
