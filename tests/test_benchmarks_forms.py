@@ -27,7 +27,8 @@ from tests.benchmark_files import (
 )
 def test_forms(tmp_path, benchmark, split, files, item):
     # A neighbour of another benchmark, and what is no benchmark at all, are passed by.
-    around = {"LICENSE": b"\xff", "other/dev.json": '{"a": 1}\n', "x.json": "not read"}
+    around = {"LICENSE": b"\xff", "US/._dev.jsonl": b"\0", ".git/dev.json": b"\0"}
+    around |= {"other/dev.json": '{"a": 1}\n', "x.json": "not read"}
     found = other(tmp_path, {**around, **files}, benchmark, split)
     assert found.items == (item,)
     assert list(found.files) == list(files) or benchmark == "medquad"

@@ -8,7 +8,6 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -125,8 +124,9 @@ class File:
         return found if isinstance(found, dict) else {}
 
 
-def below(folder: epath.Path | Path) -> list[File]:
-    """All files below `folder`, in order of their paths. Opens none.
+def below(folder: epath.PathLike) -> list[File]:
+    """All files below `folder`, in order of their paths, but hidden ones, which systems leave
+    beside copies (._dev.jsonl). Opens none.
 
     Raises:
       UserError: it is no folder.
@@ -140,6 +140,8 @@ def below(folder: epath.Path | Path) -> list[File]:
 
 def _below(folder: epath.Path) -> Iterator[epath.Path]:
     for inside in folder.iterdir():
+        if inside.name.startswith("."):
+            continue
         if inside.is_dir():
             yield from _below(inside)
         else:
