@@ -75,11 +75,10 @@ def candidates(asked: Asked) -> list[Candidate]:
     if parts := _owners(asked):
         found.append(candidate(asked, "the owners' questions", parts, _question))
     for file in asked.of_split(r".*\.tsv"):
-        table = list(csv.reader(io.StringIO(file.text, newline=""), delimiter="\t"))
+        table = _table(file)
         if table and len(table[0]) == 4 and table[0][-1].strip().casefold() in CLASSES:
-            rows = [_named(row) for row in table]
-            part = Part(file, rows, BLURB[asked.split])
-            found.append(candidate(asked, "BLURB's rows", [part], _pair))
+            part = Part(file, table, BLURB[asked.split])
+            found.append(candidate(asked, "BLURB's rows", [part], _cells))
     for file in asked.of_split(r".*\.jsonl?"):
         of_rows = file.has("id", "sentence1", "sentence2", "label")
         if of_rows and _hexadecimal(file.first["id"]):
@@ -115,11 +114,6 @@ def _owners(asked: Asked) -> list[Part]:
     return parts
 
 
-def _named(row: list[str]) -> dict[str, Any]:
-    columns = ("id", "sentence1", "sentence2", "label")
-    return dict(zip(columns, row, strict=True)) if len(row) == 4 else {}
-
-
 def _hexadecimal(id: Any) -> bool:
     """PubMedQA's rows with the same columns have PMIDs."""
     return isinstance(id, str) and re.fullmatch(r"[0-9a-f]{20,}.*", id) is not None
@@ -142,6 +136,20 @@ def _question(row: dict[str, Any], number: int, file: File) -> Item:
     return Item(
         text(row, "id"), text(row, "body"), CLASSES, label, context, subject=subject, pmids=pmids
     )
+
+
+def _table(file: File) -> list[list[str]]:
+    try:
+        return list(csv.reader(io.StringIO(file.text, newline=""), delimiter="\t"))
+    except csv.Error as error:  # a cell of over 131,072 characters: a quote that is not closed
+        raise file.damaged(f"it is no table ({error})") from error
+
+
+def _cells(row: list[str], number: int, file: File) -> Item:
+    if len(row) != 4:
+        raise NoItem(f"{len(row)} columns, not 4")
+    id, question, context, label = (cell.strip() for cell in row)
+    return Item(id, question, CLASSES, place(label, CLASSES), context)
 
 
 def _pair(row: dict[str, Any], number: int, file: File) -> Item:

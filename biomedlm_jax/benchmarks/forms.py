@@ -91,7 +91,7 @@ def place(value: Any, of: Sequence[str]) -> int:
       NoItem: it is none of them.
     """
     if not isinstance(value, str) or (label := value.strip().casefold()) not in of:
-        raise NoItem(f"{value!r} is none of {', '.join(of)}")
+        raise NoItem(f"{str(value)[:20]!r} is none of {', '.join(of)}")
     return of.index(label)
 
 
