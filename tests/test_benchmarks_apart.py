@@ -110,6 +110,8 @@ def test_several_benchmarks_are_one(tmp_path):
     assert [note.partition(":")[0] for note in found.notes] == ["medmcqa", "medqa"]
     with pytest.raises(UserError, match=r"medqa is multiple_choice \(4 options\), pubmedqa is cl"):
         read_many("medqa+pubmedqa", tmp_path, "train", other_version=True)
+    with pytest.raises(UserError, match="fold=1 of medmcqa; its folds are none"):
+        read_many("medmcqa+medqa", tmp_path, "train", fold=1, other_version=True)
     with pytest.raises(UserError, match="names a benchmark twice"):
         read_many("medqa+medqa", tmp_path, "train")
     with pytest.raises(UserError, match="there is no benchmark ''"):

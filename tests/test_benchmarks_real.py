@@ -120,6 +120,11 @@ def test_pubmedqa_as_its_official_evaluation_has_it(splits):
     counts = collections.Counter(item.options[item.label] for item in split.items)
     assert counts == {"yes": 276, "no": 169, "maybe": 55}
     assert counts.most_common(1)[0][1] / len(split.items) == 0.552
+    written = pubmedqa.predictions(split, [pubmedqa.CLASSES.index("yes")] * 499 + [-1])
+    assert written.keys() == truth.keys()
+    assert list(written.values()) == ["yes"] * 499 + [""]
+    labels = [item.label for item in split.items]
+    assert pubmedqa.predictions(split, labels) == truth
 
 
 def test_the_ten_folds_are_the_owners():

@@ -40,7 +40,8 @@ def without(train: Split, *others: Split) -> Split:
         return train
     items = tuple(item for item in train.items if item.id not in both)
     gone = [item.id for item in train.items if item.id in both]
-    return dataclasses.replace(train, items=items, skipped={**train.skipped, IN_A_TEST: gone})
+    skipped = {**train.skipped, IN_A_TEST: [*train.skipped.get(IN_A_TEST, []), *gone]}
+    return dataclasses.replace(train, items=items, skipped=skipped)
 
 
 def _id(split: Split, item: Item) -> str:

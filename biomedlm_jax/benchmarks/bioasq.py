@@ -41,7 +41,7 @@ CLASSES = ("no", "yes")
 BLURB = {"train": 670, "dev": 75, "test": 140}
 MIRAGE = 618
 _GOLDEN = r"(\d+B)\d+_golden\.json"
-_PUBMED = re.compile(r"(?:/pubmed/|//pubmed\.ncbi\.nlm\.nih\.gov/)(\d+)/?$")
+_PUBMED = re.compile(r"(?:/pubmed/|//pubmed\.ncbi\.nlm\.nih\.gov/)(\d{1,9})/?$")
 BATCHES = {  # by golden batch, the number of its yes/no questions and the sha256 of the file
     "7B1": (29, "4a1982648f96559a7daae4c58f2c3528b3301b5a06334220413367fd45271cb9"),
     "7B2": (30, "86d745d419f2099101112d501abd5b4e9304c5a65484317fdf3994e8f885618d"),
@@ -75,21 +75,25 @@ def candidates(asked: Asked) -> list[Candidate]:
     if parts := _owners(asked):
         found.append(candidate(asked, "the owners' questions", parts, _question))
     for file in asked.of_split(r".*\.tsv"):
-        table = list(csv.reader(io.StringIO(file.text, newline=""), delimiter="\t"))
+        table = _table(file)
         if table and len(table[0]) == 4 and table[0][-1].strip().casefold() in CLASSES:
-            rows = [_named(row) for row in table]
-            part = Part(file, rows, BLURB[asked.split])
-            found.append(candidate(asked, "BLURB's rows", [part], _pair))
+            part = Part(file, table, BLURB[asked.split])
+            found.append(candidate(asked, "BLURB's rows", [part], _cells))
     for file in asked.of_split(r".*\.jsonl?"):
         of_rows = file.has("id", "sentence1", "sentence2", "label")
         if of_rows and _hexadecimal(file.first["id"]):
             part = Part(file, file.rows, BLURB[asked.split])
             found.append(candidate(asked, "the authors' rows", [part], _pair))
-    theirs = mirage.rows(asked, "bioasq") if asked.split == "test" else []
-    for file, rows in theirs:
+    for file, rows in mirage.rows(asked, "bioasq"):
         made = candidate(asked, "MIRAGE's", [Part(file, rows, MIRAGE)], _mirage)
         found.append(noted(made, mirage.WITHOUT_CONTEXT))
     return found
+
+
+def pmid(url: str) -> int | None:
+    """Of the abstract that a question's list of documents names; None where it is no abstract."""
+    found = _PUBMED.search(url)
+    return int(found[1]) if found else None
 
 
 def _owners(asked: Asked) -> list[Part]:
@@ -110,11 +114,6 @@ def _owners(asked: Asked) -> list[Part]:
     return parts
 
 
-def _named(row: list[str]) -> dict[str, Any]:
-    columns = ("id", "sentence1", "sentence2", "label")
-    return dict(zip(columns, row, strict=True)) if len(row) == 4 else {}
-
-
 def _hexadecimal(id: Any) -> bool:
     """PubMedQA's rows with the same columns have PMIDs."""
     return isinstance(id, str) and re.fullmatch(r"[0-9a-f]{20,}.*", id) is not None
@@ -129,13 +128,28 @@ def _question(row: dict[str, Any], number: int, file: File) -> Item:
     if not isinstance(snippets, list) or not all(isinstance(one, dict) for one in snippets):
         raise NoItem("snippets that are no list of texts")
     context = " ".join(words for one in snippets if (words := text(one, "text")))
-    linked = [_PUBMED.search(url) for url in row.get("documents", ()) if isinstance(url, str)]
-    pmids = tuple(dict.fromkeys(int(found[1]) for found in linked if found))
+    documents = row.get("documents")
+    urls = [url for url in documents if isinstance(url, str)] if isinstance(documents, list) else []
+    pmids = tuple(dict.fromkeys(id for url in urls if (id := pmid(url))))
     golden = re.fullmatch(_GOLDEN, file.base)
     subject = golden[1] if golden else ""
     return Item(
         text(row, "id"), text(row, "body"), CLASSES, label, context, subject=subject, pmids=pmids
     )
+
+
+def _table(file: File) -> list[list[str]]:
+    try:
+        return list(csv.reader(io.StringIO(file.text, newline=""), delimiter="\t"))
+    except csv.Error as error:  # a cell of over 131,072 characters: a quote that is not closed
+        raise file.damaged(f"it is no table ({error})") from error
+
+
+def _cells(row: list[str], number: int, file: File) -> Item:
+    if len(row) != 4:
+        raise NoItem(f"{len(row)} columns, not 4")
+    id, question, context, label = (cell.strip() for cell in row)
+    return Item(id, question, CLASSES, place(label, CLASSES), context)
 
 
 def _pair(row: dict[str, Any], number: int, file: File) -> Item:
@@ -147,4 +161,5 @@ def _mirage(row: mirage.Row, number: int, file: File) -> Item:
     id, values = row
     given = mirage.options(values)
     label = place(given[mirage.answer(values, "answer", len(given))], CLASSES)
-    return Item(id, text(values, "question"), CLASSES, label)
+    pmids = mirage.pmids(values)
+    return Item(id, text(values, "question"), CLASSES, label, pmids=pmids)

@@ -8,7 +8,6 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -19,6 +18,12 @@ _SPLIT = re.compile(  # BioASQ numbers them: training11b, testset1
     r"(?i)(?:^|[._-])(train|training|dev|val|validation|test)(?:(?:data)?set)?(?:\d+b?)?(?=[._-]|$)"
 )
 _OURS = {"training": "train", "val": "dev", "validation": "dev"}
+
+
+def split_in_name(name: str) -> str | None:
+    """Of SPLITS, from the name of a file; None if it names none."""
+    found = _SPLIT.search(name)
+    return _OURS.get(found[1].lower(), found[1].lower()) if found else None
 
 
 class File:
@@ -51,9 +56,7 @@ class File:
 
     @property
     def split(self) -> str | None:
-        """Of SPLITS, from the file's name; None if it names none."""
-        found = _SPLIT.search(self.base)
-        return _OURS.get(found[1].lower(), found[1].lower()) if found else None
+        return split_in_name(self.base)
 
     def damaged(self, what: str) -> UserError:
         return UserError(f"{self.name} is damaged: {what}; copy it again from its owners")
@@ -121,8 +124,9 @@ class File:
         return found if isinstance(found, dict) else {}
 
 
-def below(folder: epath.Path | Path) -> list[File]:
-    """All files below `folder`, in order of their paths. Opens none.
+def below(folder: epath.PathLike) -> list[File]:
+    """All files below `folder`, in order of their paths, but hidden ones, which systems leave
+    beside copies (._dev.jsonl). Opens none.
 
     Raises:
       UserError: it is no folder.
@@ -136,6 +140,8 @@ def below(folder: epath.Path | Path) -> list[File]:
 
 def _below(folder: epath.Path) -> Iterator[epath.Path]:
     for inside in folder.iterdir():
+        if inside.name.startswith("."):
+            continue
         if inside.is_dir():
             yield from _below(inside)
         else:

@@ -91,7 +91,7 @@ def place(value: Any, of: Sequence[str]) -> int:
       NoItem: it is none of them.
     """
     if not isinstance(value, str) or (label := value.strip().casefold()) not in of:
-        raise NoItem(f"{value!r} is none of {', '.join(of)}")
+        raise NoItem(f"{str(value)[:20]!r} is none of {', '.join(of)}")
     return of.index(label)
 
 
@@ -136,7 +136,11 @@ def candidate(
                 )
     names = ", ".join(part.file.name for part in parts[:3])
     if not items:
-        raise UserError(f"{names}: not one row is an item of {asked.benchmark} ({dict(skipped)})")
+        reasons = ", ".join(f"{reason}: {len(rows):,}" for reason, rows in skipped.items())
+        raise UserError(
+            f"{names}: not one row is an item of {asked.benchmark} ({reasons or 'there is none'}); "
+            "copy the file again from its owners"
+        )
     files = {part.file.name: part.file.sha256 for part in parts}
     found = tuple(items.values())
     return Candidate(

@@ -46,5 +46,5 @@ class Split:
     @property
     def sha256(self) -> str:
         """Of the items, whatever files they came from."""
-        text = json.dumps([dataclasses.astuple(item) for item in self.items], ensure_ascii=False)
+        text = json.dumps([list(vars(item).values()) for item in self.items], ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()

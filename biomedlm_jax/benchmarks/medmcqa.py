@@ -39,10 +39,9 @@ def candidates(asked: Asked) -> list[Candidate]:
             part = Part(file, file.rows, PUBLISHED[asked.split])
             item = _item(_first(file, asked.split))
             found.append(candidate(asked, "the owners' rows", [part], item))
-    theirs = mirage.rows(asked, "medmcqa") if asked.split == "dev" else []
     return found + [
         candidate(asked, "MIRAGE's", [Part(file, rows, PUBLISHED["dev"])], _mirage)
-        for file, rows in theirs
+        for file, rows in mirage.rows(asked, "medmcqa")
     ]
 
 

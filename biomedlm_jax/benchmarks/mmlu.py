@@ -98,10 +98,9 @@ def candidates(asked: Asked) -> list[Candidate]:
         if missing:
             made = noted(made, f"another version: without {', '.join(missing)}")
         found.append(made)
-    theirs = mirage.rows(asked, "mmlu") if asked.split == "test" else []
     return found + [
         candidate(asked, "MIRAGE's", [Part(file, rows, sum(PUBLISHED["test"]))], _mirage)
-        for file, rows in theirs
+        for file, rows in mirage.rows(asked, "mmlu")
     ]
 
 

@@ -18,6 +18,7 @@ is that conclusion, is not read.
 import math
 import random
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from biomedlm_jax.benchmarks import mirage
@@ -33,7 +34,7 @@ from biomedlm_jax.benchmarks.forms import (
     place,
     text,
 )
-from biomedlm_jax.benchmarks.item import Item
+from biomedlm_jax.benchmarks.item import Item, Split
 from biomedlm_jax.entry import UserError
 
 CLASSES = ("maybe", "no", "yes")
@@ -76,8 +77,7 @@ def candidates(asked: Asked, fold: int | None) -> list[Candidate]:
             if file.has("id", "sentence1", "sentence2", "label") and _pmid(file.first):
                 part = Part(file, file.rows, PUBLISHED[asked.split])
                 found.append(candidate(asked, "the authors' rows", [part], _pair))
-    theirs = mirage.rows(asked, "pubmedqa") if asked.split == "test" else []
-    for file, rows in theirs:
+    for file, rows in mirage.rows(asked, "pubmedqa"):
         made = candidate(asked, "MIRAGE's", [Part(file, rows, PUBLISHED["test"])], _mirage)
         found.append(noted(made, mirage.WITHOUT_CONTEXT))
     return found
@@ -96,6 +96,19 @@ def official_splits(decisions: dict[str, str]) -> tuple[list[str], list[list[str
     draw = random.Random(0)
     rest, test = _divided(draw, list(decisions), decisions, 2)
     return test, _divided(draw, rest, decisions, FOLDS)
+
+
+def predictions(split: Split, chosen: Sequence[int]) -> dict[str, str]:
+    """By PMID the class that was chosen, of a test split: what the owners' evaluation.py reads. An
+    answer that could not be read (-1) is "", which it counts as wrong, and as a class of its own in
+    its macro F1.
+
+    Raises:
+      ValueError: not one answer an item.
+    """
+    names = {-1: "", **dict(enumerate(CLASSES))}
+    pairs = zip(split.items, chosen, strict=True)
+    return {item.id: names[answer] for item, answer in pairs}
 
 
 def _divided(

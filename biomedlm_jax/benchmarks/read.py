@@ -8,7 +8,6 @@ read_many("medmcqa+medqa", "QA", "train")
 import dataclasses
 import difflib
 from collections.abc import Callable
-from pathlib import Path
 
 from etils import epath
 
@@ -113,7 +112,7 @@ BENCHMARKS = {
 
 def read(
     benchmark: str,
-    folder: epath.Path | Path,
+    folder: epath.PathLike,
     split: str,
     *,
     fold: int | None = None,
@@ -147,7 +146,7 @@ def read(
 
 def read_many(
     names: str,
-    folder: epath.Path | Path,
+    folder: epath.PathLike,
     split: str,
     *,
     fold: int | None = None,
@@ -164,9 +163,11 @@ def read_many(
     wanted = names.split("+")
     if len(set(wanted)) != len(wanted):
         raise UserError(f"{names} names a benchmark twice")
+    folded = [name for name in wanted if name in BENCHMARKS and BENCHMARKS[name].folds > 1]
 
     def one(name: str) -> Split:
-        mine = fold if len(wanted) == 1 or name == "pubmedqa" else None
+        # A fold is for those that have some; if none has, it is refused.
+        mine = fold if name in folded or not folded else None
         return read(name, folder, split, fold=mine, other_version=other_version)
 
     splits = [one(name) for name in wanted]

@@ -93,11 +93,10 @@ class GivenBenchmark(seqio.DataSource):
         )
         # A dataset of a known length can be packed and counted by who reads it.
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(found.items)))
-        if shuffle:
-            dataset = dataset.shuffle(len(found.items), seed=seed)
         if shard_info is not None and shard_info.num_shards > 1:
+            # Before it is shuffled, so that without a seed as well no item is in two shards.
             dataset = dataset.shard(shard_info.num_shards, shard_info.index)
-        return dataset
+        return dataset.shuffle(len(found.items), seed=seed) if shuffle else dataset
 
 
 def _split(benchmark: str, split: str) -> Split:

@@ -3,12 +3,14 @@
 Files are recognised by their form, plain or .gz, at any depth of a folder:
 
     PubMedQA  ori_pqal.json, test_ground_truth.json, a list of splits, and the rows of
-              train/dev/test.json with sentence1 and sentence2
+              train/dev/test.json with sentence1 and sentence2 (BioASQ's too)
     BioASQ    task B's JSON with "questions"
     MedQA     JSONL with "options" and "answer_idx", and the rows with sent1 and ending0
     MedMCQA   JSONL with "opa" to "opd"
     MMLU      <subject>_<split>.csv of the six medical subjects, no header
     MeQSum    <split>.source
+    BLURB     <split>.tsv of BioASQ: id, question, context, label
+    MIRAGE    benchmark.json, of all but MeQSum
 
 A file that is none of these and not named in _LEFT stops the run: a benchmark that was not
 understood must not pass for one that was kept out.
@@ -34,24 +36,15 @@ from typing import Any
 
 from etils import epath
 
+from biomedlm_jax.benchmarks import bioasq, mirage
+from biomedlm_jax.benchmarks.files import split_in_name
+from biomedlm_jax.benchmarks.item import SPLITS
+from biomedlm_jax.benchmarks.mmlu import SUBJECTS
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline import words
 
-MMLU = (
-    "anatomy",
-    "clinical_knowledge",
-    "college_biology",
-    "college_medicine",
-    "medical_genetics",
-    "professional_medicine",
-)
-SPLITS = ("train", "dev", "test")  # a later one counts for an item that two files give
-_SPLIT = re.compile(  # BioASQ numbers them: training11b, testset1
-    r"(?i)(?:^|[._-])(train|training|dev|val|validation|test)(?:(?:data)?set)?(?:\d+b?)?(?=[._-]|$)"
-)
 _PLACE = re.compile(r"(?:train|dev|val|test)-\d+")  # an id that tells the place in a file only
 _SUBJECT = re.compile(r"([a-z_]+)_(dev|val|test)\.csv")
-_PUBMED = re.compile(r"(?:/pubmed/|//pubmed\.ncbi\.nlm\.nih\.gov/)(\d+)/?$")
 _BROKEN = (OSError, EOFError, zlib.error, UnicodeError, ValueError, KeyError, TypeError,
            AttributeError, IndexError, csv.Error)  # fmt: skip
 _LEFT = {  # by name: why nothing is read from it
@@ -60,6 +53,7 @@ _LEFT = {  # by name: why nothing is read from it
     r"(?i)medquad.*\.tar\.gz": "for training; no part of it is a test",
     r"(?i)meqsum.*\.xlsx": "MeQSum in one table; its split is in .source files",
     r".*pqa[au].*\.json": "PubMedQA for training: unlabelled or made by rule",
+    r"\d+(_\d+)*\.xml": "a topic of MedQuAD, for training",
 }
 
 
@@ -149,6 +143,7 @@ def files(folder: epath.Path) -> list[epath.Path]:
 
 
 def split_of(forms: list[Item]) -> str:
+    """The last of SPLITS that a file has an item in."""
     return max((item.split for item in forms), key=SPLITS.index)
 
 
@@ -165,10 +160,12 @@ def _read(file: epath.Path, name: str) -> list[Item]:
             found = list(_mmlu(base, text))
         elif base.endswith(".source"):
             found = list(_meqsum(base, text))
+        elif base.endswith(".tsv"):
+            found = list(_blurb(base, text))
         elif base.endswith((".json", ".jsonl")):
             found = list(_json(base, text))
         else:
-            raise ValueError("a name that does not end in .json, .jsonl, .csv or .source")
+            raise ValueError("a name that does not end in .json, .jsonl, .csv, .tsv or .source")
         if not found:
             raise ValueError("no item in it")
     except _BROKEN as error:
@@ -191,7 +188,10 @@ def _json(name: str, text: str) -> Iterator[Item]:
         return _labelled(values)
     if isinstance(values, dict) and isinstance(values.get("test"), list):
         return _folds(values)
-    rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    if isinstance(values, dict) and values and values.keys() <= mirage.SPLITS.keys():
+        return _mirage(values)
+    if not isinstance(rows := values, list):
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     keys = set(rows[0])
     for needed, reader in _ROWS.items():
         if keys.issuperset(needed):
@@ -217,19 +217,49 @@ def _folds(values: dict[str, Any]) -> Iterator[Item]:
 
 
 def _sentence_pairs(name: str, rows: list[dict[str, Any]]) -> Iterator[Item]:
+    """PubMedQA's, whose ids are PMIDs, or BioASQ's of BLURB."""
     split = _split(name)
     for row in rows:
         texts = (row["sentence1"], row["sentence2"])
-        yield Item("pubmedqa", split, row["id"], texts, pmids=(int(row["id"]),))
+        if row["id"].isdecimal():
+            yield Item("pubmedqa", split, row["id"], texts, pmids=(int(row["id"]),))
+        else:
+            yield Item("bioasq", split, row["id"], texts)
 
 
 def _bioasq(name: str, rows: list[dict[str, Any]]) -> Iterator[Item]:
     split = "test" if "golden" in name else _split(name)
     for row in rows:
         texts = (row["body"], *(snippet["text"] for snippet in row.get("snippets", ())))
-        linked = [_PUBMED.search(url) for url in row.get("documents", ())]  # not asked for as yet
-        pmids = tuple(sorted({int(found[1]) for found in linked if found}))
+        documents = row.get("documents", ())  # none while the test is on
+        pmids = tuple(sorted({id for url in documents if (id := bioasq.pmid(url))}))
         yield Item("bioasq", split, row["id"], texts, pmids=pmids)
+
+
+def _blurb(name: str, text: str) -> Iterator[Item]:
+    split = _split(name)
+    for row in csv.reader(io.StringIO(text, newline=""), delimiter="\t"):
+        id, question, context, label = row
+        if label not in bioasq.CLASSES:
+            raise ValueError(f"a fourth column with {label!r}, not {' or '.join(bioasq.CLASSES)}")
+        yield Item("bioasq", split, id, (question, context))
+
+
+def _mirage(values: dict[str, Any]) -> Iterator[Item]:
+    for benchmark, rows in values.items():
+        split = mirage.SPLITS[benchmark]
+        for id, row in rows.items():
+            options = tuple(row["options"].values())
+            of, named = benchmark, id
+            if benchmark == "medqa":
+                named = f"{split}-{int(id):05}"
+            elif benchmark == "mmlu":
+                subject, _, number = id.rpartition("-")
+                of, named = f"mmlu {subject}", f"{split}-{int(number)}"
+            elif benchmark != "medmcqa":
+                options = ()  # yes and no
+            pmids = tuple(sorted({int(pmid) for pmid in row.get("PMID", ())}))
+            yield Item(of, split, named, (row["question"],), options, pmids)
 
 
 def _medqa(name: str, rows: list[dict[str, Any]]) -> Iterator[Item]:
@@ -265,8 +295,8 @@ def _medmcqa(name: str, rows: list[dict[str, Any]]) -> Iterator[Item]:
 
 def _mmlu(name: str, text: str) -> Iterator[Item]:
     named = _SUBJECT.fullmatch(name)
-    if not named or named[1] not in MMLU:
-        raise ValueError(f"a table that is not <subject>_<split>.csv of {', '.join(MMLU)}")
+    if not named or named[1] not in SUBJECTS:
+        raise ValueError(f"a table that is not <subject>_<split>.csv of {', '.join(SUBJECTS)}")
     subject, split = named[1], _split(name)
     for number, row in enumerate(csv.reader(io.StringIO(text, newline=""), strict=True)):
         question, *options, answer = row
@@ -283,11 +313,9 @@ def _meqsum(name: str, text: str) -> Iterator[Item]:
 
 def _split(name: str) -> str:
     """Of a file, from its name."""
-    found = _SPLIT.search(name)
-    if not found:
+    if not (found := split_in_name(name)):
         raise ValueError("a name without train, dev, val or test: which split is it?")
-    named = found[1].lower()
-    return {"training": "train", "val": "dev", "validation": "dev"}.get(named, named)
+    return found
 
 
 _ROWS: dict[tuple[str, ...], Callable[[str, list[dict[str, Any]]], Iterator[Item]]] = {
