@@ -117,6 +117,7 @@ class Task:
     benchmarks: str  # folder with the files of their owners
     train: str  # one of `benchmarks.read`, or several with + between them
     dev: str  # what is scored while it learns: a benchmark's dev split; "" is nothing
+    select: Literal["last", "best"]  # which save `finetune` takes: best of dev, among those kept
     fold: int  # of a benchmark that has folds, as PubMedQA; -1 for one that has none
     items: int  # of train, the first so many; 0 is all
     shuffle_options: bool  # of each question, anew in each epoch

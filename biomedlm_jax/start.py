@@ -115,12 +115,19 @@ class Source:
         raise UserError(nothing_whole(self.place, every, self._passed))
 
 
-def find(place: str | epath.Path, dropout: float | None = None, wait_seconds: int = 600) -> Source:
+def find(
+    place: str | epath.Path,
+    dropout: float | None = None,
+    wait_seconds: int = 600,
+    *,
+    step: int | None = None,
+) -> Source:
     """What is in a folder: a run's --workdir (also on gs://), what `hf/load.py` wrote, Hugging
     Face's, which may be written hf:DIR, or PEFT's adapters, merged into their base as it is read.
 
     dropout: of a Hugging Face folder, in place of its own.
     wait_seconds: for the other processes, all of which call it where there are several.
+    step: of a run, the save that is meant, and no other; None is the newest that is whole.
 
     Raises:
       UserError: none of these, one that is not whole, or one that this model does not compute.
@@ -131,7 +138,7 @@ def find(place: str | epath.Path, dropout: float | None = None, wait_seconds: in
     if dropout is not None and kind != "hugging_face":
         raise UserError(f"--dropout is for a Hugging Face folder, and {folder} is none")
     if kind == "run":
-        return _run(folder, wait_seconds)
+        return _run(folder, wait_seconds, step)
     if kind == "imported":
         return _imported(folder)
     return _hugging_face(folder, dropout, wait_seconds)
@@ -259,7 +266,7 @@ def _kind(folder: epath.Path) -> Kind:
     return "run" if ours else "hugging_face"
 
 
-def _run(workdir: epath.Path, wait_seconds: int) -> Source:
+def _run(workdir: epath.Path, wait_seconds: int, step: int | None) -> Source:
     claim = read_claim(workdir)
     if not (workdir / "vocabulary").is_dir():
         raise UserError(f"{workdir}/vocabulary is missing; copy it from the run's store")
@@ -284,7 +291,7 @@ def _run(workdir: epath.Path, wait_seconds: int) -> Source:
         claim.experiment,
         facts,
         Arrays(workdir, "", {}, {}),  # until the next line
-        first_sees(workdir, wait_seconds),
+        first_sees(workdir, wait_seconds) if step is None else [step],
         _wait_seconds=wait_seconds,
     )
     source._open_next()

@@ -161,6 +161,7 @@ def fine_tuning(objective: str, *, model: dict | None = None, **task) -> config.
         benchmarks="",
         train="medqa",
         dev="",
+        select="last",
         fold=-1,
         items=0,
         shuffle_options=False,

@@ -9,8 +9,9 @@ import random
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
-from biomedlm_jax import start, train
+from biomedlm_jax import finetune, start, train
 from biomedlm_jax.benchmarks.batches import Questions
 from biomedlm_jax.benchmarks.item import Item, Split
 from biomedlm_jax.benchmarks.prompts import Form
@@ -71,7 +72,7 @@ def experiment(questions, base):
         tuned,
         mesh__fsdp=-1,
         optimizer__decay="linear",
-        run__steps=9,
+        run__steps=6,
         run__eval_every=3,
         run__save_every=3,
     )
@@ -94,7 +95,7 @@ def test_a_run_learns_is_scored_and_goes_on_to_the_same_bits(experiment, tmp_pat
     looks = itertools.count()
     with monkeypatch.context() as patch:
         patch.setattr(train.Preemption, "requested", lambda self, count: next(looks) > 7)
-        with pytest.raises(Preempted, match="stopped at step . as asked"):
+        with pytest.raises(Preempted, match=r"stopped at step \d as asked"):
             train.fit(experiment, tmp_path / "cut/run")
     again = train.fit(experiment, tmp_path / "cut/run")
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
@@ -237,3 +238,46 @@ def test_refusals(experiment, changes, message, tmp_path):
 def test_settings_that_do_not_go_together(experiment, changes, message):
     with pytest.raises(UserError, match=message):
         changed(experiment, **changes)
+
+
+@pytest.mark.slow
+def test_seeds_are_trained_selected_on_dev_and_tested_once(experiment, tmp_path, monkeypatch):
+    experiment = changed(experiment, task__select="best", run__keep=2)
+    asked = []
+    real = finetune.asked_of
+    monkeypatch.setattr(finetune, "asked_of", lambda *x: asked.append(x[1]) or real(*x))
+    place = epath.Path(tmp_path / "runs")
+    found = finetune.finetune(experiment, place, [1, 2], test=True)
+    assert asked == ["dev", "dev", "test", "test"]
+    assert found == json.loads((place / "results.json").read_text(), object_hook=numbers)
+    for split in ("dev", "test"):
+        seeds = found[split]["accuracy"]["seeds"]
+        assert found[split]["accuracy"]["value"] == pytest.approx(np.mean(list(seeds.values())))
+    for seed, save in found["saves"].items():
+        lines = (place / f"seed_{seed}/metrics.jsonl").read_text().splitlines()
+        scored = {x["step"]: x["accuracy"] for x in map(json.loads, lines) if "accuracy" in x}
+        assert found["dev"]["accuracy"]["seeds"][seed] == pytest.approx(scored[save])
+        assert scored[save] == max(scored[3], scored[6])
+    assert (place / "scores/report.html").is_file()
+    with pytest.raises(UserError, match="has the test split of pubmedqa scored with seeds"):
+        finetune.finetune(experiment, place, [1, 2], test=True)
+
+
+def numbers(pairs: dict) -> dict:
+    """JSON's names of seeds as the numbers that they are."""
+    return {int(name) if name.isdecimal() else name: value for name, value in pairs.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(task__dev=""), "config.task.dev names nothing to select by"),
+        (dict(run__save_every=0), "config.run.save_every=0 leaves no save to score"),
+        (dict(task__select="best", run__keep=1), "compares the 2 saves of a run: set .* run.keep to 2"),
+    ],
+)
+def test_what_can_not_be_selected_is_refused_before_it_runs(experiment, changes, message, tmp_path):
+    place = epath.Path(tmp_path / "runs")
+    with pytest.raises(UserError, match=message):
+        finetune.finetune(changed(experiment, **changes), place, [1], test=False)
+    assert not place.exists()

@@ -118,6 +118,7 @@ ORDER = [
     "scoring.drawings",
     "scoring.tables",
     "scoring.page",
+    "finetune",
     "reports.happened",
     "reports.sections",
     "report",
