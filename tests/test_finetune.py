@@ -273,7 +273,10 @@ def numbers(pairs: dict) -> dict:
     [
         (dict(task__dev=""), "config.task.dev names nothing to select by"),
         (dict(run__save_every=0), "config.run.save_every=0 leaves no save to score"),
-        (dict(task__select="best", run__keep=1), "compares the 2 saves of a run: set .* run.keep to 2"),
+        (
+            dict(task__select="best", run__keep=1),
+            "compares the 2 saves of a run: set .* run.keep to 2",
+        ),
     ],
 )
 def test_what_can_not_be_selected_is_refused_before_it_runs(experiment, changes, message, tmp_path):

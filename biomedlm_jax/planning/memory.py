@@ -18,6 +18,7 @@ from biomedlm_jax import sharding
 from biomedlm_jax.config import Mesh, Model
 from biomedlm_jax.layout import layers_over_data
 from biomedlm_jax.model import gpt
+from biomedlm_jax.optimizer import trained
 from biomedlm_jax.planning.target import Target
 
 FLOAT32 = 4  # bytes
@@ -49,9 +50,10 @@ def besides(target: Target) -> dict[str, int]:
     `layout.all_layers` brings them together, and gradients, of the same layers in the same dtype,
     before they are scattered over `data`. With run.accumulate there are sums of them in float32.
     """
-    together = gradients = 0
-    for one in _in_use(target.experiment.model, target.experiment.mesh):
-        together += one.size * one.itemsize * one.together
+    model, mesh = target.experiment.model, target.experiment.mesh
+    together = sum(one.size * one.itemsize * one.together for one in _in_use(model, mesh))
+    gradients = 0
+    for one in _in_use(model, mesh, learned=True):
         sums = FLOAT32 * (target.experiment.run.accumulate > 1)
         gradients += one.size * (one.itemsize + sums)
     found = {"layers brought together": together, "gradients": gradients}
@@ -63,17 +65,20 @@ def scattered(target: Target) -> int:
     them on it at once; the compiler may take one after the other."""
     return sum(
         FLOAT32 * one.size
-        for one in _in_use(target.experiment.model, target.experiment.mesh)
+        for one in _in_use(target.experiment.model, target.experiment.mesh, learned=True)
         if one.together
     )
 
 
 @functools.cache  # targets of a sweep have few different ones
-def _in_use(model: Model, mesh: Mesh) -> tuple[InUse, ...]:
+def _in_use(model: Model, mesh: Mesh, learned: bool = False) -> tuple[InUse, ...]:
+    """learned: those alone that are trained."""
     axes = dataclasses.asdict(mesh)
     devices = AbstractMesh(tuple(axes.values()), tuple(axes))
-    shapes = jax.tree.leaves(jax.eval_shape(lambda: gpt.init(model, jax.random.key(0))))
-    specs = jax.tree.leaves(gpt.specs(model, axes))
+    trees = jax.eval_shape(lambda: gpt.init(model, jax.random.key(0))), gpt.specs(model, axes)
+    if learned:
+        trees = tuple(trained(tree, model) for tree in trees)
+    shapes, specs = map(jax.tree.leaves, trees)
     computed = jnp.dtype(model.compute_dtype).itemsize
     found = []
     for array, spec in zip(shapes, specs, strict=True):

@@ -18,6 +18,7 @@ from biomedlm_jax.entry import UserError
 from biomedlm_jax.settings import build
 
 MAKE = f"{__name__}:program"
+OPTIONS = 4  # of an item of a multiple choice, as in all benchmarks of the paper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +37,15 @@ class Target:
         return dataclasses.asdict(self.experiment.mesh)
 
     @property
+    def model(self) -> Model:
+        """What is computed: of fine-tuning, with rows of config.task.length."""
+        model, task = self.experiment.model, self.experiment.task
+        return dataclasses.replace(model, context=task.length) if task else model
+
+    @property
     def tokens(self) -> int:
         """Of a step, over all chips."""
-        return self.experiment.data.batch * self.experiment.model.context
+        return self.experiment.data.batch * rows_of_item(self.experiment) * self.model.context
 
     @property
     def steps(self) -> int:
@@ -86,6 +93,12 @@ def target(
     return Target(experiment, machine, config_batch)
 
 
+def rows_of_item(experiment: Experiment) -> int:
+    """Of what config.data.batch counts: a sequence or an item."""
+    task = experiment.task
+    return OPTIONS if task and task.objective == "multiple_choice" else 1
+
+
 def program(*devices: Device, experiment: dict[str, Any]) -> tuple[Callable, tuple]:
     """The jitted step of an experiment on devices that may be absent, and the shapes of what it
     takes. experiment: as `dataclasses.asdict` gives it."""
@@ -97,19 +110,42 @@ def program(*devices: Device, experiment: dict[str, Any]) -> tuple[Callable, tup
         jax.eval_shape(lambda: step.init(run)),
         shardings,
     )
-    rows = NamedSharding(mesh, step.BATCH_SPEC)
-    shape = (run.data.batch, run.model.context)
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
-    operands = (state, tokens, tokens) if run.data.segment_ids else (state, tokens)
-    return step.train_step(run, mesh), operands
+    return step.train_step(run, mesh), (state, *_batch(run, mesh))
+
+
+def _batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> step.Batch:
+    """Shapes of a batch of the longest rows."""
+    task, items = experiment.task, experiment.data.batch
+    rows = items * rows_of_item(experiment)
+    wide = rows, task.length if task else experiment.model.context
+    shapes: Any = step.Batch(wide)  # pyright: ignore
+    if experiment.data.segment_ids:
+        shapes = shapes._replace(segments=wide)
+    if experiment.model.classes:
+        shapes = shapes._replace(counted=(items,), ends=(rows,), labels=(items,))
+    elif task:
+        shapes = shapes._replace(counted=wide)
+    kinds = step.Batch(jnp.int32, jnp.int32, jnp.bool_, jnp.int32, jnp.int32)  # pyright: ignore
+    return step.Batch(
+        *(
+            shape and jax.ShapeDtypeStruct(shape, kind, sharding=NamedSharding(mesh, spec))  # pyright: ignore
+            for shape, kind, spec in zip(shapes, kinds, step.batch_specs(experiment), strict=True)
+        )
+    )
 
 
 def matrix_flops(model: Model, tokens: int) -> float:
     """Of one step's products of activations with parameters: 2 forward, 4 backward for each
-    parameter of a matrix, the padded rows of the vocabulary among them. Attention's scores are not
-    in it, nor is what is computed twice."""
-    d, f = model.width, model.mlp
-    return 6.0 * tokens * (model.layers * (4 * d * d + 2 * d * f) + model.padded_vocab * d)
+    parameter of a matrix, the padded rows of the vocabulary among them; with adapters beside them 2
+    backward, and none into what the first layer is given. A head of classes, which has no product
+    with the vocabulary, is too small to count. Attention's scores are not in it, nor is what is
+    computed twice."""
+    d, f, r = model.width, model.mlp, model.lora_rank
+    kernels = (4 * d * d + 2 * d * f) * (4.0 if r else 6.0)
+    adapters = 6.0 * r * ((d + 3 * d) + 2 * d + 2 * (d + f))
+    first = 2.0 * (3 * d * d + r * d) if r else 0.0
+    table = 0.0 if model.classes else 6.0 * model.padded_vocab * d
+    return tokens * (model.layers * (kernels + adapters) - first + table)
 
 
 def attention_flops(model: Model, tokens: int) -> float:
@@ -123,6 +159,6 @@ def utilization(model: Model, tokens: int, seconds: float, peak: float) -> dict[
     6N + 12LdT: PaLM's, all of the scores (`Model.flops_per_token`). 6N + 6LdT: those of causal
     attention alone.
     """
-    causal = 6 * model.parameters + 6 * model.layers * model.width * model.context
+    causal = model.flops_per_token - 6 * model.layers * model.width * model.context
     rate = tokens / seconds / peak
     return {"6N + 12LdT": rate * model.flops_per_token, "6N + 6LdT": rate * causal}

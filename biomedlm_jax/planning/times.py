@@ -51,7 +51,7 @@ def roofline(target: Target, figures: dict[str, Any]) -> dict[str, float | None]
     """Seconds of a step that compute, device memory and links each need at their peak, and
     `seconds`, the longest of them; None where the program could not be counted. On GPU a collective
     sends what its own group makes it send; on TPU its group counts as all chips, as in `totals`."""
-    machine, model = target.machine, target.experiment.model
+    machine, model = target.machine, target.model
     flops, found = figures["matrix_flops"], totals(target, figures)
     if flops is None or found is None:
         return {"compute": None, "memory": None, "links": None, "seconds": None}
@@ -110,7 +110,7 @@ def predicted(
         "of_roofline": built is None,
         "tokens_per_second_per_chip": target.tokens / seconds / machine.devices,
         "mfu": utilization(
-            target.experiment.model,
+            target.model,
             target.tokens,
             seconds,
             machine.chip.flops * machine.devices,

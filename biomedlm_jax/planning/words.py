@@ -49,7 +49,7 @@ def memory_lines(answer: Answer) -> list[Line]:
 
 def _work(answer: Answer) -> list[Line]:
     figures, target = answer.figures or {}, answer.target
-    model, tokens = target.experiment.model, target.tokens / target.machine.devices
+    model, tokens = target.model, target.tokens / target.machine.devices
     of_model = matrix_flops(model, 1) * tokens
     matrix, cycles = figures["matrix_flops"], figures["kernel_cycles"]
     found: list[Line] = []
