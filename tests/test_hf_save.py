@@ -57,7 +57,8 @@ def run(store, tmp_path_factory):
             states[number] = average
             kept.save(dataclasses.replace(state, step=state.step + number, average=placed), number)
     (workdir / "metrics.jsonl").write_text(
-        '{"step": 1, "bits_per_byte": 1.5}\n{"step": 2, "bits_per_byte": 1.25}\n{"step": 3, '
+        '{"step": 1, "held_out_loss": 3, "bits_per_byte": 1.5}\n'
+        '{"step": 2, "held_out_loss": 2, "bits_per_byte": 1.25}\n{"step": 3, "held_out_loss": 5, '
         '"bits_per_byte": 9}\n'
     )
     return workdir, states
