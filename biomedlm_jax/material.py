@@ -90,7 +90,7 @@ class Items:
     def __init__(self, experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> None:
         task, model = experiment.task, experiment.model
         assert task is not None
-        self.vocabulary = _vocabulary(experiment, workdir)
+        self.vocabulary, self._base = _vocabulary(experiment, workdir)
         self.said = "config.task.vocabulary; leave that empty for the one of config.start"
         form = Form(task.objective, self.vocabulary, task.length)
         if model.vocab != form.size:
@@ -140,17 +140,21 @@ def of(experiment: Experiment, mesh: Mesh, workdir: epath.Path) -> Tokens | Item
     return Items(experiment, mesh, workdir)
 
 
-def _vocabulary(experiment: Experiment, workdir: epath.Path) -> Vocabulary:
-    """The base's: what the run has kept of it, else that of config.start."""
+def _vocabulary(
+    experiment: Experiment, workdir: epath.Path
+) -> tuple[Vocabulary, start.Source | None]:
+    """The base's: what the run has kept of it, else that of config.start, which may be a file that
+    is there for as long as the source is."""
     task = experiment.task
     assert task is not None
     if task.vocabulary:
-        return Vocabulary(epath.Path(task.vocabulary))
+        return Vocabulary(epath.Path(task.vocabulary)), None
     if (workdir / "vocabulary").is_dir():
-        return Vocabulary(workdir / "vocabulary")
+        return Vocabulary(workdir / "vocabulary"), None
     if not experiment.start:
         raise UserError(
             "config.task.vocabulary is empty, and so is config.start, whose vocabulary it would "
             "be; name one of them"
         )
-    return start.own_vocabulary(start.find(experiment.start))
+    source = start.find(experiment.start)
+    return start.own_vocabulary(source), source

@@ -316,7 +316,7 @@ def loss(
 
 def scores(experiment: Experiment, mesh: Mesh) -> Callable:
     """Returns scores(params, tokens [B, T], ends [B]) -> float32 [B, classes], of the head, no
-    dropout."""
+    dropout; whole on every device."""
     graph, specs = gpt.graph(experiment.model), gpt.specs(experiment.model, mesh.shape)
 
     def local(
@@ -326,7 +326,8 @@ def scores(experiment: Experiment, mesh: Mesh) -> Callable:
         return model.head(model(tokens), ends)
 
     in_specs = (specs, BATCH_SPEC, ITEM_SPEC)
-    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=BATCH_SPEC))
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=BATCH_SPEC)
+    return jax.jit(sharded, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def gradients(

@@ -123,6 +123,11 @@ def test_what_a_run_begins_with(experiment, base):
     params = started(tuned, devices).params
     kept = additions.fitted(params, tuned.model, tuned, devices)
     assert kept is params
+    # But for a head of another number of classes, which is drawn anew.
+    two = changed(tuned, model__classes=2)
+    found = additions.fitted(params, tuned.model, two, devices)
+    assert found["head"]["kernel"].shape == (64, 2)
+    np.testing.assert_array_equal(found["tokens"]["table"], kept["tokens"]["table"])
 
 
 def test_more_tokens_than_the_padding_has(base):

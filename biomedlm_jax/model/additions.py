@@ -13,6 +13,7 @@ from biomedlm_jax.config import Experiment, Model
 from biomedlm_jax.model import gpt
 
 ADAPTER = ("a", "b")
+ADDED = ("vocab", "classes", "class_bias", "lora_rank")  # settings of what can be added
 
 
 def fitted(params: dict, before: Model, experiment: Experiment, mesh: Mesh) -> dict:
@@ -22,8 +23,7 @@ def fitted(params: dict, before: Model, experiment: Experiment, mesh: Mesh) -> d
     params: on `mesh`, used up.
     """
     model = experiment.model
-    same = before.vocab == model.vocab
-    if same and gpt.specs(before, mesh.shape) == gpt.specs(model, mesh.shape):
+    if all(getattr(before, name) == getattr(model, name) for name in ADDED):
         return params
 
     def grown(params: dict) -> dict:
