@@ -102,6 +102,7 @@ ORDER = [
     "hf.adapters",
     "hf.foreign",
     "start",
+    "likelihood",
     "held_out",
     "journal",
     "compilers.chips",
