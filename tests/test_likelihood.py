@@ -73,7 +73,8 @@ def test_it_is_what_the_forward_pass_says(alone, table):
     pairs = drawn(0, LENGTHS)
     counted: list[int] = []
     agrees(alone(pairs, counted.append), pairs, table)
-    assert sum(counted) == len(pairs) and len(counted) == 2  # batches, of eight rows and of two
+    assert sum(counted) == len(pairs)
+    assert len(counted) == 2  # batches, of eight rows and of two
     assert alone([]) == []
 
 

@@ -103,6 +103,8 @@ ORDER = [
     "hf.foreign",
     "start",
     "likelihood",
+    "ask",
+    "harness",
     "held_out",
     "journal",
     "compilers.chips",
