@@ -222,28 +222,30 @@ def run(
       UserError: lm_eval is not there, or has no such task; see `Model`.
     """
     entry.check_output(output)
+    if include_path is not None and not Path(include_path).is_dir():
+        raise UserError(f"--include_path={include_path} is no folder; name one with YAML files")
     made = model_class()
-    from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
+    import lm_eval  # pyright: ignore[reportMissingImports]
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
     from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
         handle_non_serializable,
         make_table,
     )
 
+    evaluate: Any = lm_eval.simple_evaluate
     manager = TaskManager(include_path=include_path)
     if unknown := [name for name in tasks if name not in manager.all_tasks]:
         raise UserError(
             f"--tasks={','.join(tasks)}: lm_eval has no {', '.join(unknown)}; `lm_eval ls tasks` "
             "lists what it has, and --include_path adds a folder of YAML files"
         )
-    found = simple_evaluate(
+    found = evaluate(
         model=made(checkpoint),
         tasks=list(tasks),
         task_manager=manager,
         num_fewshot=shots,
         limit=limit,
     )
-    assert found is not None
     samples = found.pop("samples")
     write = functools.partial(json.dumps, default=handle_non_serializable, ensure_ascii=False)
     with entry.whole_folder(output) as folder:

@@ -70,7 +70,6 @@ ORDER = [
     "benchmarks.apart",
     "benchmarks.read",
     "benchmarks.plain",
-    "benchmarks.tasks",
     "benchmarks.prompts",
     "benchmarks.batches",
     "benchmarks.exam",
@@ -83,6 +82,7 @@ ORDER = [
     "scoring.record",
     "scoring.folder",
     "scoring.beside",
+    "benchmarks.tasks",
     "checksums",
     "saves",
     "arrays",
@@ -121,6 +121,7 @@ ORDER = [
     "scoring.drawings",
     "scoring.tables",
     "scoring.page",
+    "evaluate",
     "reports.happened",
     "reports.sections",
     "report",
@@ -167,6 +168,7 @@ ORDER = [
     "speed.export",
     "speed.cpu",
     "speed.decode",
+    "speed.asking",
 ]
 PACKAGE = ROOT / "biomedlm_jax"
 SOURCES = [*PACKAGE.rglob("*.py"), *(ROOT / "data").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]
