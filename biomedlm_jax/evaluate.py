@@ -101,7 +101,7 @@ class Candidate:
         assert self.task is not None
         form = Form(self.task.objective, self.vocabulary, self.task.length)
         exam = Exam(experiment, self.mesh, form, split)
-        with tqdm(total=exam.batches, desc=f"{split.benchmark} {split.name}") as bar:
+        with tqdm(total=exam.batches, desc=f"{split.benchmark} {split.name}", unit="batch") as bar:
             scores = exam(self.params, bar.update)
         seed = experiment.run.seed
         return [Answers(split, CLASSIFIER, scores, None, self.checkpoint, seed)]
@@ -111,7 +111,7 @@ class Candidate:
             self._likelihood = LogLikelihood(self.source.model, self.params, self.mesh)
         times = len({ask.TEXT if form == ask.PER_BYTE else form for form in forms})
         count = times * sum(len(item.options) for item in split.items)
-        with tqdm(total=count, desc=f"{split.benchmark} {split.name}") as bar:
+        with tqdm(total=count, desc=f"{split.benchmark} {split.name}", unit="option") as bar:
             return ask.scored(
                 split, forms, self._likelihood, self.vocabulary, self.checkpoint, shots, bar.update
             )
@@ -122,7 +122,9 @@ class Candidate:
             self._engine = Engine(
                 self.source.model, self.params, self.vocabulary, self.mesh, slots=slots
             )
-        with tqdm(total=len(split.items), desc=f"{split.benchmark} {split.name}") as bar:
+        with tqdm(
+            total=len(split.items), desc=f"{split.benchmark} {split.name}", unit="text"
+        ) as bar:
             return [
                 ask.written(split, self._engine, self.checkpoint, shots, max_tokens, bar.update)
             ]
@@ -194,7 +196,11 @@ def _check(split: Split, asked: Asked) -> None:
 def _shots(name: str, split: Split, asked: Asked) -> ask.Shots:
     if not asked.shots:
         return ask.NO_SHOTS
-    return ask.draw(_read(name, asked, "train"), split, asked.shots, asked.seed)
+    try:
+        train = _read(name, asked, "train")
+    except UserError as error:
+        raise UserError(f"--shots={asked.shots} are drawn from the train split: {error}") from error
+    return ask.draw(train, split, asked.shots, asked.seed)
 
 
 def _check_forms(candidate: Candidate, split: Split, forms: Sequence[str], asked: Asked) -> None:

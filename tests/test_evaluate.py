@@ -20,8 +20,9 @@ from biomedlm_jax.likelihood import LogLikelihood
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from biomedlm_jax.scoring import folder
 from tests.benchmark_files import lines, write
-from tests.conftest import ROOT, TINY, changed, fine_tuning, on, started
+from tests.conftest import ROOT, SHARED, TINY, changed, fine_tuning, on, started
 
+QA, GPT2 = SHARED / "qa", SHARED / "tokenizers/gpt2/tokenizer.json"
 OPTIONS = ("toto", "rika mel", "pasin dor", "\u03b2")
 
 
@@ -144,6 +145,14 @@ def test_a_fine_tuned_model_answers_by_its_head(tuned, questions, vocabulary, tm
         evaluate.run(str(workdir), asked(questions, "medqa", forms=("letters",)), out, None)
 
 
+def test_examples_are_of_the_train_split(questions, tmp_path):
+    apart = write(tmp_path / "qa", {"US/test.jsonl": medqa(3, "Dorpa")})
+    with pytest.raises(
+        UserError, match=r"--shots=1 are drawn .*: there is no train split of medqa"
+    ):
+        evaluate.run("nowhere", asked(apart, "medqa", shots=1), epath.Path(tmp_path / "x"), None)
+
+
 def test_texts_are_written(checkpoint, questions, tmp_path):
     out = epath.Path(tmp_path / "scores")
     settings = dict(split="train", max_tokens=5)
@@ -190,6 +199,7 @@ def by_hand(params, experiment, vocabulary, split) -> np.ndarray:
         (["medqa6"], {}, "there is no benchmark 'medqa6'; there are medqa, "),
         (["medqa"], {"split": "trial"}, "medqa has no 'trial' split; .* train, dev, test"),
         (["medqa"], {"shots": 10}, "--shots=10, but the train split of medqa has 9 items"),
+        (["mmlu"], {"split": "dev", "shots": 1}, "there is no dev split of mmlu"),
         (["medquad"], {"split": "train"}, "say how long one may be with --max_tokens"),
     ],
 )
@@ -216,3 +226,25 @@ def test_the_command(checkpoint, questions, tmp_path):
                           check=False)  # fmt: skip
     assert done.returncode == 2
     assert "--forms: there is no numbers; there are class words; classifier" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not QA.is_dir(), reason=f"{QA} has the real questions")
+def test_real_questions_of_every_kind(tmp_path):
+    """With GPT-2's vocabulary and weights that know nothing; all the files are the published."""
+    settings = changed(TINY, model__dropout=0.0, model__context=256, model__vocab=50257)
+    experiment, devices = on(settings, 1, 1, 1)
+    params = jax.device_get(started(experiment, devices).params)
+    save.save(params, experiment.model, GPT2, tmp_path / "hf", extra={})
+    out = epath.Path(tmp_path / "scores")
+    plain, taught = ("medqa", "mmlu", "bioasq"), ("pubmedqa", "meqsum")
+    for tasks, shots in ((plain, 0), (taught, 2)):
+        wanted = asked(QA, *tasks, shots=shots, limit=4, max_tokens=4, other_version=False)
+        evaluate.run(str(tmp_path / "hf"), wanted, out, None)
+    records = folder.read(out)
+    assert {record.benchmark for record in records} == {*plain, *taught}
+    assert len(records) == 3 + 3 + 1 + 1 + 1
+    # 256 tokens hold no two abstracts and a third.
+    (record,) = (record for record in records if record.benchmark == "pubmedqa")
+    assert record.checkpoint["asked"]["left_out"] > 0
+    assert (record.scores["items"], record.data["skipped"]) == (4, {})
