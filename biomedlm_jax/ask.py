@@ -48,6 +48,11 @@ class Shots:
     items: tuple[Item, ...]
     seed: int | None
 
+    def said(self, form: str) -> str:
+        """What answers in `form` after these examples are called."""
+        count = len(self.items)
+        return f"{form}, {count} shot{'s' if count > 1 else ''}" if count else form
+
 
 NO_SHOTS = Shots((), None)
 
@@ -232,6 +237,4 @@ def _answers(
     checkpoint: dict[str, Any],
     shots: Shots,
 ) -> Answers:
-    count = len(shots.items)
-    said = f"{form}, {count} shot{'s' if count > 1 else ''}" if count else form
-    return Answers(split, said, scores, texts, checkpoint, shots.seed)
+    return Answers(split, shots.said(form), scores, texts, checkpoint, shots.seed)

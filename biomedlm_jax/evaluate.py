@@ -90,8 +90,8 @@ class Candidate:
         return self.source.model.classes > 0
 
     def forms(self, split: Split, wanted: Sequence[str]) -> tuple[str, ...]:
-        """Those of `wanted` that fit; all that fit where none is named. They need no seed, and a
-        model with a head has its own alone."""
+        """Those of `wanted` that fit; all that fit where none is named. A model with a head has
+        its own alone."""
         fitting = (CLASSIFIER,) if self.has_head else ask.FORMS[split.kind]
         return tuple(form for form in fitting if form in wanted) if wanted else fitting
 
@@ -140,6 +140,8 @@ def run(place: str, asked: Asked, output: epath.Path, store: str | None) -> list
       UserError: see `read.read`, `Candidate`, `ask.draw`, `folder.add`, `contamination.find`; or no
         form fits a benchmark.
     """
+    if output.is_file():
+        raise UserError(f"--output={output} is a file; name a folder")
     splits = [_limited(_read(name, asked, asked.split), asked.limit) for name in asked.tasks]
     for split in splits:
         _check(split, asked)
@@ -147,8 +149,9 @@ def run(place: str, asked: Asked, output: epath.Path, store: str | None) -> list
     trained_on = TokenStore(store, "train") if store else None
     candidate = Candidate(place)
     forms = [candidate.forms(split, asked.forms) for split in splits]
-    for split, of_split in zip(splits, forms, strict=True):
+    for split, of_split, before in zip(splits, forms, shots, strict=True):
         _check_forms(candidate, split, of_split, asked)
+        _check_output(output, candidate, split, [before.said(form) for form in of_split], asked)
     found: Any = contamination.find(splits, trained_on) if trained_on else [None] * len(splits)
     for split, of_split, before, dirty in zip(splits, forms, shots, found, strict=True):
         if candidate.has_head:
@@ -159,7 +162,8 @@ def run(place: str, asked: Asked, output: epath.Path, store: str | None) -> list
         else:
             answers = candidate.by_likelihood(split, of_split, before)
         for one in answers:
-            folder.add(output, _said(one, asked.limit), dirty)
+            one = dataclasses.replace(one, form=_said(one.form, asked.limit))
+            folder.add(output, one, dirty)
     return page.write(output)
 
 
@@ -171,11 +175,9 @@ def _limited(split: Split, limit: int | None) -> Split:
     return dataclasses.replace(split, items=split.items[:limit])
 
 
-def _said(answers: Answers, limit: int | None) -> Answers:
-    """Under a name that tells it from answers to all items."""
-    if limit is None:
-        return answers
-    return dataclasses.replace(answers, form=f"{answers.form}, first {limit:,} items")
+def _said(form: str, limit: int | None) -> str:
+    """A name that tells answers to some items from those to all."""
+    return form if limit is None else f"{form}, first {limit:,} items"
 
 
 def _check(split: Split, asked: Asked) -> None:
@@ -224,6 +226,19 @@ def _check_forms(candidate: Candidate, split: Split, forms: Sequence[str], asked
         )
     if asked.shots:
         raise UserError(f"--shots={asked.shots}, but {candidate.source.place} answers by its head")
+
+
+def _check_output(
+    output: epath.Path, candidate: Candidate, split: Split, forms: Sequence[str], asked: Asked
+) -> None:
+    """What `folder.add` would refuse, before the work is done."""
+    names = {(split.benchmark, split.name, _said(form, asked.limit)) for form in forms}
+    for old in folder.read(output) if (output / folder.FILE).exists() else ():
+        if old.key[:3] in names and old.checkpoint["sha256"] != candidate.checkpoint["sha256"]:
+            raise UserError(
+                f"--output={output} has {old} of {old.checkpoint['place']}, another checkpoint; "
+                "name another folder, or remove this one"
+            )
 
 
 def _known(source: Source, params: dict) -> dict[str, Any]:

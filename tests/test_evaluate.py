@@ -177,6 +177,22 @@ def test_items_that_the_store_gives_away_are_told_apart(
     assert record.contamination["items"] == {}
 
 
+def test_another_checkpoints_answers_are_refused_before_the_work(
+    checkpoint, questions, tmp_path, monkeypatch
+):
+    out = epath.Path(tmp_path / "scores")
+    wanted = asked(questions, "medqa", forms=("letters",))
+    evaluate.run(str(checkpoint), wanted, out, None)
+    before = (out / "scores.json").read_text()
+    monkeypatch.setattr(evaluate, "_known", lambda *_: {"place": "x", "sha256": "0"})
+    monkeypatch.setattr(ask, "scored", None)
+    with pytest.raises(UserError, match=r"has medqa test, letters of .*/hf, another checkpoint"):
+        evaluate.run(str(checkpoint), wanted, out, None)
+    assert (out / "scores.json").read_text() == before
+    with pytest.raises(UserError, match=r"scores\.json is a file; name a folder"):
+        evaluate.run(str(checkpoint), wanted, out / "scores.json", None)
+
+
 def by_hand(params, experiment, vocabulary, split) -> np.ndarray:
     """The head's scores of question [SEP] option [SEP], a row at a time."""
     words = Vocabulary(vocabulary)
