@@ -7,6 +7,7 @@
 #   make compilers                what compiles for TPUs and GPUs that are not here, 1 GB
 #   make bench-cpu                a training step on this CPU beside PyTorch's
 #   make bench-decode             generation on this CPU beside transformers'
+#   make bench-asking             answers to multiple choice on this CPU beside transformers'
 #   make bench-kernels            attention on each chip beside peers: static cycles, GPU times
 #   make bench-saves              saves and restores of the 125M state, beside the disk's own speed
 #   make bench-export             the 2.7B model to Hugging Face, beside cp: time and memory
@@ -24,9 +25,9 @@ TESTS := $(VENV)/bin/python -m pytest -n $(CPUS) --dist worksteal
 export JAX_PLATFORMS ?= cpu
 # Huge pages: XLA:CPU takes the memory of a step anew for each one, and in pages of 4 KiB the system
 # spends a sixth of the processor time of training, and half of that of a restore, on handing it out.
-demo small bench-cpu bench-decode bench-saves: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+demo small bench-cpu bench-decode bench-asking bench-saves: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: setup demo small test test-slow test-faults bench-data bench-cpu bench-decode bench-saves bench-export compilers bench-kernels lint golden clean clean-runs
+.PHONY: setup demo small test test-slow test-faults bench-data bench-cpu bench-decode bench-asking bench-saves bench-export compilers bench-kernels lint golden clean clean-runs
 
 setup: $(VENV)/.installed
 
@@ -84,6 +85,9 @@ bench-cpu: setup
 
 bench-decode: setup
 	$(VENV)/bin/python -m biomedlm_jax.speed.decode --output=$(RUNS)/bench-decode
+
+bench-asking: setup
+	$(VENV)/bin/python -m biomedlm_jax.speed.asking --output=$(RUNS)/bench-asking
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -129,7 +129,7 @@ def test_seqio_scores_texts(named):
     pytest.importorskip("rouge_score")
     written = [f" What are the treatments of {number}?" for number in range(500)]
     assert evaluated("meqsum", "test", written) == {"rouge1": 1, "rouge2": 1, "rougeL": 1}
-    found = tasks.rouge(["what are the treatments of 0"], ["what are the treatments of x"])
+    found = tasks.rouge(["what are the treatments of 0"] * 2, ["what are the treatments of x"] * 2)
     assert found == pytest.approx({"rouge1": 5 / 6, "rouge2": 4 / 5, "rougeL": 5 / 6})
 
 

@@ -70,7 +70,6 @@ ORDER = [
     "benchmarks.apart",
     "benchmarks.read",
     "benchmarks.plain",
-    "benchmarks.tasks",
     "benchmarks.prompts",
     "benchmarks.batches",
     "benchmarks.exam",
@@ -83,6 +82,7 @@ ORDER = [
     "scoring.record",
     "scoring.folder",
     "scoring.beside",
+    "benchmarks.tasks",
     "checksums",
     "saves",
     "arrays",
@@ -102,6 +102,9 @@ ORDER = [
     "hf.adapters",
     "hf.foreign",
     "start",
+    "likelihood",
+    "ask",
+    "harness",
     "held_out",
     "journal",
     "compilers.chips",
@@ -119,6 +122,7 @@ ORDER = [
     "scoring.tables",
     "scoring.page",
     "finetune",
+    "evaluate",
     "reports.happened",
     "reports.sections",
     "report",
@@ -165,6 +169,7 @@ ORDER = [
     "speed.export",
     "speed.cpu",
     "speed.decode",
+    "speed.asking",
 ]
 PACKAGE = ROOT / "biomedlm_jax"
 SOURCES = [*PACKAGE.rglob("*.py"), *(ROOT / "data").rglob("*.py"), *(ROOT / "launch").rglob("*.py")]

@@ -38,6 +38,8 @@ from biomedlm_jax.benchmarks.plain import plain, read_plain
 from biomedlm_jax.benchmarks.read import BENCHMARKS, read
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.tasks import GivenVocabulary
+from biomedlm_jax.scoring import measures
+from biomedlm_jax.scoring import rouge as scoring_rouge
 
 FOLDER = "BIOMEDLM_BENCHMARKS"  # environment variable
 NO_LABEL = -1
@@ -160,21 +162,20 @@ def accuracy(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, fl
 
 
 def macro_f1(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
-    """The mean of the F1 of each class that is asked for or answered, 2 TP / (2 TP + FP + FN)."""
+    """See `scoring/measures.py`."""
     labels, chosen = np.array(targets), np.array(predictions)
-    classes = sorted({*targets, *predictions} - {NO_LABEL})
-    right = [2 * np.sum((labels == one) & (chosen == one)) for one in classes]
-    all_of = [np.sum(labels == one) + np.sum(chosen == one) for one in classes]
-    return {"macro_f1": float(np.mean(np.array(right) / np.array(all_of)))}
+    count = int(max(labels.max(), chosen.max())) + 1
+    return {"macro_f1": measures.macro_f1(measures.classes(labels, chosen, count))}
 
 
 def rouge(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Means of the F1 of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), 0 to 1, of stemmed words."""
-    from rouge_score import rouge_scorer  # nltk, which it brings, takes seconds to import
+    """Means of the F1 of ROUGE-1, ROUGE-2 and ROUGE-L, 0 to 1; see `scoring/rouge.py`.
 
-    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
-    scores = [scorer.score(*pair) for pair in zip(targets, predictions, strict=True)]
-    return {name: float(np.mean([score[name].fmeasure for score in scores])) for name in scores[0]}
+    Raises:
+      ValueError: fewer than two texts.
+    """
+    found = scoring_rouge.rouge(predictions, targets)
+    return {name: estimate.value for name, estimate in found.items()}
 
 
 _METRICS = {

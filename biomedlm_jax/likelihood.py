@@ -1,0 +1,251 @@
+"""How likely a model finds texts after others: what answers without fine-tuning are chosen by.
+
+    likelihood = LogLikelihood(model, params, mesh)
+    found = likelihood([Pair(context, continuation), ...])       # token ids
+    found = likelihood.rolling([text, ...], prefix=eos_id)       # whole texts, of any length
+
+The numbers are those that lm_eval [1] has of a Hugging Face folder, truncation included. A row goes
+through the model once, however many of its tokens are asked about: letters after one question are
+one row. Only what is asked about goes through the product with the vocabulary. Rows of like length
+go together, the longest first, so that what does not fit in memory does not fit at once.
+
+[1] EleutherAI/lm-evaluation-harness 0.4.13: models/huggingface.py, utils.get_rolling_token_windows
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from biomedlm_jax.config import Model
+from biomedlm_jax.entry import UserError
+from biomedlm_jax.layout import BATCH, IN_USE, all_layers, spec
+from biomedlm_jax.model import gpt
+from biomedlm_jax.model.layers import first_row
+
+ROWS = 8  # of a group of devices at a time
+TILE = {"cpu": 32}  # widths of rows are multiples of it; elsewhere 128, a tile of a TPU's kernels
+ASKED = (8, 32, 128)  # tokens of a row that are asked about: as many as one of these, or doublings
+LOGITS = 1 << 26  # numbers that a device holds at a time, 256 MiB
+_BATCH, _ROW, _WHOLE = spec("bt", IN_USE), PartitionSpec(BATCH), PartitionSpec()
+
+
+class Pair(NamedTuple):
+    """Token ids, at least one of each."""
+
+    context: Sequence[int]
+    continuation: Sequence[int]
+
+
+class Likelihood(NamedTuple):
+    """Of a continuation. nats: log p, the sum over its tokens. greedy: of each token, whether it is
+    the likeliest there."""
+
+    nats: float
+    greedy: Bool[np.ndarray, " tokens"]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.greedy)
+
+
+class _Row(NamedTuple):
+    """tokens: that go through the model. places, labels: after which of them which token is asked
+    about. owners: the pairs, each with how many of these are its own, one behind the other."""
+
+    tokens: tuple[int, ...]
+    places: list[int]
+    labels: list[int]
+    owners: list[tuple[int, int]]
+
+
+class LogLikelihood:
+    """model: its compute_dtype is that of products; logits and sums over them are float32, sums
+      over tokens float64.
+    params: as in `gpt.init`, on `mesh`; any mesh. Every process of a mesh calls the same.
+    """
+
+    def __init__(self, model: Model, params: dict, mesh: Mesh) -> None:
+        # Nothing is kept for a gradient, so there is nothing to compute twice.
+        self.model = dataclasses.replace(model, remat="none")
+        self._params, self._mesh = params, mesh
+        self._ask = _program(self.model, mesh)
+        self._rows = ROWS * math.prod(mesh.shape[axis] for axis in BATCH)
+        tile = TILE.get(mesh.devices.flat[0].platform, 128)
+        self._tile = math.lcm(tile, *(mesh.shape[axis] for axis in IN_USE["s"]))
+
+    def __call__(
+        self, pairs: Sequence[Pair], each: Callable[[int], object] = lambda pairs: None
+    ) -> list[Likelihood]:
+        """Of each pair. Of a context that does not fit, the first tokens are left out: the last
+        token of a pair is only asked about, so context + continuation may be model.context + 1.
+
+        each: called after every batch with the number of pairs that are answered by it.
+
+        Raises:
+          UserError: a context or continuation is empty, has an id that is no token, or the
+            continuation alone is longer than model.context; before anything is computed.
+        """
+        for number, pair in enumerate(pairs):
+            self._check(number, pair)
+        found: list[Likelihood | None] = [None] * len(pairs)
+        rows = sorted(self._folded(pairs), key=lambda row: -len(row.tokens))
+        for first in range(0, len(rows), self._rows):
+            chosen = rows[first : first + self._rows]
+            nats, likeliest = self._asked(chosen)
+            for number, row in enumerate(chosen):
+                begin = 0
+                for owner, count in row.owners:
+                    part = slice(begin, begin := begin + count)
+                    greedy = likeliest[number, part] == np.array(row.labels[part])
+                    found[owner] = Likelihood(float(nats[number, part].sum()), greedy)
+            each(sum(len(row.owners) for row in chosen))
+        return [one for one in found if one is not None]
+
+    def rolling(
+        self,
+        texts: Sequence[Sequence[int]],
+        prefix: int,
+        each: Callable[[int], object] = lambda windows: None,
+    ) -> list[float]:
+        """Log p in nats of each whole text, after the token `prefix`. A text longer than
+        model.context is cut into `windows`; each token is asked about once. An empty text has 0.
+
+        each: called after every batch with the number of windows that are answered by it.
+        """
+        cut = [list(windows(text, prefix, self.model.context)) for text in texts]
+        found = iter(self([window for of_text in cut for window in of_text], each))
+        return [sum(next(found).nats for _ in of_text) for of_text in cut]
+
+    def _check(self, number: int, pair: Pair) -> None:
+        longest, ids = self.model.context, [*pair.context, *pair.continuation]
+        wrong = {
+            "has no context; begin with the end of text": not pair.context,
+            "has no continuation, so nothing is asked": not pair.continuation,
+            f"has a continuation of {len(pair.continuation)} tokens, and config.model.context is "
+            f"{longest}; shorten it": len(pair.continuation) > longest,
+            f"has an id that is not in the vocabulary of {self.model.vocab}": ids
+            and not 0 <= min(ids) <= max(ids) < self.model.vocab,
+        }
+        if said := [sentence for sentence, applies in wrong.items() if applies]:
+            raise UserError(f"pair {number} {'; it '.join(said)}")
+
+    def _folded(self, pairs: Sequence[Pair]) -> list[_Row]:
+        """The different rows of all pairs."""
+        rows: dict[tuple[int, ...], _Row] = {}
+        for number, (context, continuation) in enumerate(pairs):
+            whole = (*context, *continuation)[-self.model.context - 1 :]
+            row = rows.setdefault(whole[:-1], _Row(whole[:-1], [], [], []))
+            count = len(continuation)
+            row.places.extend(range(len(whole) - 1 - count, len(whole) - 1))
+            row.labels.extend(continuation)
+            row.owners.append((number, count))
+        return list(rows.values())
+
+    def _asked(self, rows: list[_Row]) -> tuple[np.ndarray, np.ndarray]:
+        """(float64 log p of each label, the likeliest token there), both [rows, labels]."""
+        width = -(-len(rows[0].tokens) // self._tile) * self._tile
+        width = max(min(width, self.model.context), len(rows[0].tokens))
+        count = _fitting(max(len(row.labels) for row in rows))
+        tokens = np.zeros((self._rows, width), np.int32)  # what stands behind a row nobody sees
+        places, labels = (np.zeros((self._rows, count), np.int32) for _ in range(2))
+        for number, row in enumerate(rows):
+            tokens[number, : len(row.tokens)] = row.tokens
+            places[number, : len(row.places)] = row.places
+            labels[number, : len(row.labels)] = row.labels
+        put = [self._put(tokens, _BATCH), self._put(places, _ROW), self._put(labels, _ROW)]
+        nats, likeliest = jax.device_get(self._ask(self._params, *put))
+        return np.asarray(nats, np.float64), np.asarray(likeliest)
+
+    def _put(self, whole: np.ndarray, place: PartitionSpec) -> jax.Array:
+        on_mesh = NamedSharding(self._mesh, place)
+        return jax.make_array_from_callback(whole.shape, on_mesh, lambda at: whole[at])
+
+
+def windows(text: Sequence[int], prefix: int, context: int) -> Iterator[Pair]:
+    """The pairs whose continuations are `text`, for a model of `context` tokens: the first after
+    `prefix`, the last with as much before it as fits, the others after one token."""
+    for begin in range(0, len(text), context):
+        end = min(begin + context, len(text))
+        before = [prefix] if begin == 0 else text[max(end - context - 1, 0) : begin]
+        yield Pair(before, text[begin:end])
+
+
+def _fitting(count: int) -> int:
+    """The least of ASKED, or of doublings of its last, with room for `count`."""
+    if (found := next((size for size in ASKED if size >= count), None)) is not None:
+        return found
+    return ASKED[-1] << math.ceil(math.log2(count / ASKED[-1]))
+
+
+def _program(model: Model, mesh: Mesh) -> Callable:
+    """Returns ask(params, tokens [B, T], places [B, K], labels [B, K]) -> (log p of each label
+    after the token at its place, the likeliest token there), [B, K] on every device."""
+    graph, specs = gpt.graph(model), gpt.specs(model, mesh.shape)
+
+    def local(
+        params: dict,
+        tokens: Int[Array, "B T"],
+        places: Int[Array, "B K"],
+        labels: Int[Array, "B K"],
+    ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
+        decoder = nnx.merge(graph, all_layers(params, specs, model.compute_dtype))
+        table = decoder.tokens.gathered(model.compute_dtype)
+        hidden = _at(decoder(tokens, table=table), places)
+        rows, asked = hidden.reshape(-1, hidden.shape[2]), labels.reshape(-1)
+        # K is a power of two above ROWS, so the parts are equal.
+        parts = max(1, rows.shape[0] * table.shape[0] // LOGITS)
+        parts = min(1 << (parts - 1).bit_length(), labels.shape[1])
+        if parts == 1:
+            found = _labelled(rows, table, asked, model.vocab)
+        else:
+            found = jax.lax.map(
+                lambda part: _labelled(part[0], table, part[1], model.vocab),
+                (rows.reshape(parts, -1, rows.shape[1]), asked.reshape(parts, -1)),
+            )
+        nats, likeliest = found
+        return nats.reshape(labels.shape), likeliest.reshape(labels.shape)
+
+    sharded = jax.shard_map(
+        local, mesh=mesh, in_specs=(specs, _BATCH, _ROW, _ROW), out_specs=(_ROW, _ROW)
+    )
+    return jax.jit(sharded, out_shardings=NamedSharding(mesh, _WHOLE))
+
+
+def _at(hidden: Float[Array, "B S D"], places: Int[Array, "B K"]) -> Float[Array, "B K D"]:
+    """What stands at `places` of the T positions, of which this device has S."""
+    (split,) = IN_USE["s"]
+    place = places - jax.lax.axis_index(split) * hidden.shape[1]
+    here = (place >= 0) & (place < hidden.shape[1])
+    found = jnp.take_along_axis(hidden, jnp.where(here, place, 0)[..., None], axis=1)
+    return jax.lax.psum(jnp.where(here[..., None], found, 0), split)
+
+
+def _labelled(
+    hidden: Float[Array, "M D"], table: Float[Array, "V D"], labels: Int[Array, "M"], vocab: int
+) -> tuple[Float[Array, "M"], Int[Array, "M"]]:
+    """(log p of each label, the likeliest token: of equals the first), float32.
+
+    table: this device's rows, from `first_row` on; those from `vocab` on are padding.
+    """
+    split, begin = IN_USE["v"], first_row(table.shape[0])
+    ids = begin + jnp.arange(table.shape[0])
+    logits = jnp.einsum("md,vd->mv", hidden, table, preferred_element_type=jnp.float32)
+    logits = jnp.where(ids < vocab, logits, -jnp.inf)
+    own = logits.max(1)
+    most = jax.lax.pmax(own, split)
+    total = jax.lax.psum(jnp.exp(logits - most[:, None]).sum(1), split)
+    column = labels - begin
+    here = (column >= 0) & (column < table.shape[0])
+    column = jnp.where(here, column, 0)[:, None]
+    label = jnp.where(here, jnp.take_along_axis(logits, column, axis=1)[:, 0], 0.0)
+    nats = jax.lax.psum(label, split) - most - jnp.log(total)
+    first = jnp.where(own == most, begin + logits.argmax(1), jnp.iinfo(jnp.int32).max)
+    return nats, jax.lax.pmin(first, split)
