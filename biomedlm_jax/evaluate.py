@@ -58,15 +58,15 @@ class Asked:
 
 
 class Candidate:
-    """A checkpoint on all devices that are here.
+    """A checkpoint on all devices that are here. step: of a run, the save that is meant.
 
     Raises:
       UserError: see `start.find`; or it has no vocabulary, or was fine-tuned to write after tokens
         that are no text.
     """
 
-    def __init__(self, place: str) -> None:
-        source = start.find(place)
+    def __init__(self, place: str, step: int | None = None) -> None:
+        source = start.find(place, step=step)
         if source.vocabulary is None:
             raise UserError(
                 f"{place} has no vocabulary, so nothing can be asked; put the tokenizer.json that "

@@ -17,26 +17,19 @@ import dataclasses
 import json
 from typing import Any
 
-import jax
-import numpy as np
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
-from tqdm import tqdm
 
-from biomedlm_jax import entry, journal, start
-from biomedlm_jax import mesh as meshes
+from biomedlm_jax import entry, journal
 from biomedlm_jax.benchmarks import read
-from biomedlm_jax.benchmarks.exam import Exam
 from biomedlm_jax.benchmarks.item import Split
-from biomedlm_jax.benchmarks.prompts import Form
 from biomedlm_jax.config import Experiment, Task
 from biomedlm_jax.entry import UserError
+from biomedlm_jax.evaluate import Candidate
 from biomedlm_jax.pipeline.lines import appearing
-from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from biomedlm_jax.saves import absolute, steps_in
 from biomedlm_jax.scoring import folder, page
-from biomedlm_jax.scoring.answers import Answers
 from biomedlm_jax.scoring.measures import mean
 from biomedlm_jax.settings import build, check_arguments
 from biomedlm_jax.train import fit
@@ -118,32 +111,12 @@ def selected(run: epath.Path, task: Task) -> int:
 
 def answer(workdir: epath.Path, seed: int, step: int, split: str) -> dict[str, float]:
     """What the save of `step` says to a split, scored into the folder."""
-    place = workdir / f"seed_{seed}"
-    source = start.find(place, step=step)
-    experiment = source.experiment
-    assert experiment is not None, "a run has its settings"
-    task = experiment.task
-    assert task is not None, "and this one a task"
-    assert source.vocabulary is not None, "and a vocabulary"
-    experiment = dataclasses.replace(experiment, model=source.model)
-    mesh = meshes.make(experiment)
-    asked = asked_of(task, split)
-    exam = Exam(
-        experiment, mesh, Form(task.objective, Vocabulary(source.vocabulary), task.length), asked
-    )
-    params = start.params(source, mesh)
-    about = {"place": str(place), "step": source.step, "parameters": source.model.parameters}
-    about["sha256"] = start.weights(source, params)["sha256"]
-    with tqdm(total=exam.batches, desc=f"{asked.benchmark} {split}, seed {seed}") as bar:
-        scores = exam(params, each=bar.update)
-    answers = Answers(asked, "classifier", scores, None, about, seed)
-    made = folder.add(workdir / SCORES, answers, None)
-    jax.clear_caches()
-    return {
-        name: float(np.asarray(value["value"] if isinstance(value, dict) else value))
-        for name, value in made.scores.items()
-        if name in ("accuracy", "macro_f1")
-    }
+    candidate = Candidate(str(workdir / f"seed_{seed}"), step)
+    assert candidate.task is not None, "a run that was fine-tuned has a task"
+    (answers,) = candidate.by_head(asked_of(candidate.task, split))
+    found = folder.add(workdir / SCORES, answers, None).scores
+    measured = {"accuracy": found["accuracy"]["value"]}
+    return measured | ({"macro_f1": found["macro_f1"]} if "macro_f1" in found else {})
 
 
 def asked_of(task: Task, split: str) -> Split:
