@@ -18,7 +18,7 @@ from biomedlm_jax.hf import save, save_adapters
 from biomedlm_jax.model.additions import merged, without_adapters
 from tests import tuned
 from tests.conftest import FORGIVEN, changed, fine_tuning, on, put, random_tokens, started
-from tests.test_hf_save import exported
+from tests.test_hf_save import command, exported
 
 pytestmark = FORGIVEN
 MESHES = [(1, 1, 1), (2, 2, 2), (1, 4, 2)]
@@ -188,7 +188,12 @@ def apart(vocabulary, tmp_path_factory):
 
 def test_adapters_leave_for_peft(apart, tmp_path):
     base, workdir = apart
-    save_adapters.write(start.find(workdir), None, tmp_path / "adapters")
+    flags = [f"--checkpoint={workdir}", f"--output={tmp_path / 'adapters'}"]
+    done = command("save", *flags, f"--base={base}")
+    assert done.returncode == 2
+    assert "is of --adapters, which was not given" in done.stderr
+    done = command("save", *flags, "--adapters")
+    assert done.returncode == 0, done.stderr
     settings = json.loads((tmp_path / "adapters/adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(base)
     assert (settings["r"], settings["lora_alpha"]) == (4, 8)
