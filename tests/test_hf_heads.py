@@ -168,6 +168,9 @@ def test_the_lines_of_the_card_run(made, silent):
     else:
         assert isinstance(found["answer"], str)
     assert "The licence of these weights is for those who" in text
+    listed = ", ".join(f"`{token}`" for token in ("<|endoftext|>", *SPECIAL[objective]))
+    assert f"{listed} become these tokens wherever" in text
+    assert "split_special_tokens" not in text
     tag = re.search("pipeline_tag: (.*)", text)
     assert tag is not None
     kinds = ("multiple-choice", "text-classification", "text-generation")

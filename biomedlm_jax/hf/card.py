@@ -46,10 +46,16 @@ their "eager" attention and leave it out, without a word, in others. `config.jso
 "eager"; with a newer release one may pass `attn_implementation="sdpa"`.
 """
 VOCABULARY = """\
-The tokenizer gives the ids of the vocabulary that the model was trained with. {kind} The text
-`{end}` becomes the end-of-text token; load the tokenizer with `split_special_tokens=True` for text
-from strangers, where it must not.
+The tokenizer gives the ids of the vocabulary that the model was trained with. {kind} {strangers}
 """
+STRANGERS = """\
+The text
+`{end}` becomes the end-of-text token; load the tokenizer with
+`split_special_tokens=True` for text from strangers, where it must not."""
+SPECIAL = """\
+The texts
+{tokens} become these tokens wherever they
+stand, as the prompt needs it; take them out of text from strangers first."""
 KINDS = {
     "sentencepiece": "It was a\nSentencePiece model; any text comes back unchanged.",
     "byte_level": "It is byte-level, as\nGPT-2's; any text comes back unchanged.",
@@ -92,11 +98,13 @@ def card(
     }
     vocabulary = NO_VOCABULARY
     if kind is not None:
-        vocabulary = VOCABULARY.format(kind=KINDS[kind], end=END_OF_TEXT)
+        tokens = ", ".join(f"`{token}`" for token in (END_OF_TEXT, *special))
+        strangers = SPECIAL.format(tokens=tokens) if special else STRANGERS.format(end=END_OF_TEXT)
+        vocabulary = VOCABULARY.format(kind=KINDS[kind], strangers=strangers)
     more = [f"## {title}\n\n{text}\n" for title, text in (sections or {}).items()]
     return CARD.format(
         tag=usage.tag(model),
-        usage=usage.of(model, special, length or model.context),
+        usage=usage.of(model, special, length or model.context).rstrip(),
         origin=origin,
         dtype=dtype,
         scores=SCALED if model.scale_attn_by_layer else PLAIN,

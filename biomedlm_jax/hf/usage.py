@@ -51,7 +51,7 @@ between the parts, has a score at its last token, and the highest is the answer.
 """,
     "classification": """
 It learned to name the class of `<|CONTEXT|>context<|QUESTION|>question<|ANSWER|>`, with nothing
-else between the parts; a context or question that holds such a token literally becomes it.
+else between the parts.
 
     context, question = "Sixty patients were given vitamin C.", "Does it prevent scurvy?"
     rows = tokenizer(
