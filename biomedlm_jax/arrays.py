@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,12 @@ class Arrays:
         like: its nested dict of shapes and dtypes.
         """
         self._folder, self._part, self._like, self._checksums = folder, part, like, checksums
+
+    def only(self, wanted: Callable[[tuple[str, ...]], bool]) -> "Arrays":
+        """Those whose path in `like` is wanted."""
+        flat: Any = traverse_util.flatten_dict(self._like)
+        like = traverse_util.unflatten_dict({path: x for path, x in flat.items() if wanted(path)})
+        return Arrays(self._folder, self._part, like, self._checksums)
 
     def restore(self, shardings: Any = None) -> dict:
         """All, as `shardings`, a tree like it, says; or as numpy arrays, checked. Those on devices

@@ -96,9 +96,10 @@ class Candidate:
         return tuple(form for form in fitting if form in wanted) if wanted else fitting
 
     def by_head(self, split: Split) -> list[Answers]:
-        experiment = self.source.experiment
-        assert experiment is not None
+        assert self.source.experiment is not None
         assert self.task is not None
+        # Of a run with adapters, which are in the kernels by now.
+        experiment = dataclasses.replace(self.source.experiment, model=self.source.model)
         form = Form(self.task.objective, self.vocabulary, self.task.length)
         exam = Exam(experiment, self.mesh, form, split)
         with tqdm(total=exam.batches, desc=f"{split.benchmark} {split.name}", unit="batch") as bar:

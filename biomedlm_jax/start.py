@@ -23,14 +23,19 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
 from biomedlm_jax import checkpoint, hosts
+from biomedlm_jax.adapted import Adapted
 from biomedlm_jax.arrays import Arrays
+from biomedlm_jax.benchmarks.prompts import SPECIAL
+from biomedlm_jax.benchmarks.read import classes
 from biomedlm_jax.checksums import checksums
 from biomedlm_jax.claim import read_claim
 from biomedlm_jax.config import Experiment, Model
 from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.hf import adapter_config, adapters, read, tokenizer
-from biomedlm_jax.hf.foreign import PARAMS, RECEIPT, Foreign, Merged
+from biomedlm_jax.hf.config import labels_of
+from biomedlm_jax.hf.foreign import PARAMS, Foreign, Merged, receipt
 from biomedlm_jax.model import gpt
+from biomedlm_jax.model.additions import without_adapters
 from biomedlm_jax.pipeline.vocabulary import Place, Vocabulary
 from biomedlm_jax.saves import (
     DamagedError,
@@ -56,12 +61,15 @@ class Source:
 
     place: the folder.
     what: which kind it is.
-    model: its settings; `remat` and `attention` are of whoever computes with it.
+    model: its settings; `remat` and `attention` are of whoever computes with it. There are no
+      adapters: they are merged.
     vocabulary: the file that `Vocabulary` opens; None where none came with the weights.
     eos_id: the token that ends a text, where that is known.
     step: of the save, for a run; where `params` finds the newest damaged it is an older one's.
     experiment: the settings of the run, for a run.
     facts: what a receipt says of it.
+    special: tokens of a task that follow those of the vocabulary (`benchmarks.prompts.SPECIAL`).
+    labels: names of the classes of its head, of a classification.
     """
 
     place: epath.Path
@@ -72,7 +80,9 @@ class Source:
     step: int | None
     experiment: Experiment | None
     facts: dict[str, Any]
-    arrays: Arrays | Foreign
+    arrays: Arrays | Adapted | Foreign
+    special: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     _others: list[int] = dataclasses.field(default_factory=list)  # older saves
     _passed: dict[int, str] = dataclasses.field(default_factory=dict)
     _wait_seconds: int = 600
@@ -102,7 +112,7 @@ class Source:
         assert self.experiment is not None
         while self._others:
             self.step = self._others.pop(0)
-            opened = partial(checkpoint.scored, self.place, self.experiment, self.step)
+            opened = partial(self._opened, self.experiment, self.step)
             try:
                 self.arrays = _together("position", opened, self._wait_seconds)
             except DamagedError as error:
@@ -113,6 +123,12 @@ class Source:
                 return
         every = self.experiment.run.save_every
         raise UserError(nothing_whole(self.place, every, self._passed))
+
+    def _opened(self, experiment: Experiment, step: int) -> Arrays | Adapted:
+        found = checkpoint.scored(self.place, experiment, step)
+        if not experiment.model.lora_rank:
+            return found
+        return Adapted(found, experiment.model, self._wait_seconds)
 
 
 def find(
@@ -217,19 +233,6 @@ def same_encoding(ours: Vocabulary, theirs: Vocabulary) -> bool:
     return ours.sha256 == theirs.sha256 or ours.rules() == theirs.rules()
 
 
-def receipt(folder: Path) -> dict[str, dict]:
-    """The checksums of arrays and the digests of files in a folder's receipt.json; none where
-    there is no such file."""
-    found = read.read_json(folder / RECEIPT) if (folder / RECEIPT).is_file() else {}
-    said = {name: found.get(name, {}) for name in ("checksums", "files")}
-    if wrong := [name for name, value in said.items() if not isinstance(value, dict)]:
-        raise UserError(
-            f"{folder / RECEIPT} is not what hf.save writes, for {' and '.join(wrong)} is no object"
-            "; copy it again, or remove it"
-        )
-    return said
-
-
 def _together(name: str, act: Callable[[], T], wait_seconds: int) -> T:
     """Does it on every process; where one finds damage, or refuses, all do, with its words."""
     found, said, cause = list[T](), ("", ""), None
@@ -276,6 +279,7 @@ def _run(workdir: epath.Path, wait_seconds: int, step: int | None) -> Source:
             f"{vocabulary.path} is not the file that the run in {workdir} began with; put back the "
             f"one of its token store, with sha256 {claim.vocabulary_sha256}"
         )
+    task = claim.experiment.task
     facts = {
         "settings_sha256": _sha256(workdir / "config.json"),
         "vocabulary_sha256": vocabulary.sha256,
@@ -284,13 +288,15 @@ def _run(workdir: epath.Path, wait_seconds: int, step: int | None) -> Source:
     source = Source(
         workdir,
         "run",
-        claim.experiment.model,
+        without_adapters(claim.experiment.model),
         vocabulary.path,
         vocabulary.eos_id,
         None,
         claim.experiment,
         facts,
         Arrays(workdir, "", {}, {}),  # until the next line
+        SPECIAL[task.objective] if task else (),
+        classes(task.train) if task and task.objective == "classification" else (),
         first_sees(workdir, wait_seconds) if step is None else [step],
         _wait_seconds=wait_seconds,
     )
@@ -304,6 +310,9 @@ def _imported(folder: epath.Path) -> Source:
         found = json.loads(file.read_text())
         model = build(Model, dict(found["model"]), str(file))
         eos_id, sums, facts = found["eos_id"], found["checksums"], found["source"]
+        special, labels = (tuple(found.get(name, ())) for name in ("special", "labels"))
+        if not all(isinstance(x, str) for x in (*special, *labels)):
+            raise TypeError("special and labels are no lists of names")
         if not isinstance(sums, dict) or not isinstance(facts, dict):
             raise TypeError("checksums and source are no objects")
         if type(eos_id) not in (int, type(None)):
@@ -322,7 +331,8 @@ def _imported(folder: epath.Path) -> Source:
         raise UserError(f"{folder}/vocabulary is missing; load it again")
     like = jax.eval_shape(partial(gpt.init, model), jax.random.key(0))
     arrays = Arrays(folder / PARAMS, PARAMS, like, sums)
-    return Source(folder, "imported", model, vocabulary, eos_id, None, None, facts, arrays)
+    about = (model, vocabulary, eos_id, None, None, facts, arrays, special, labels)
+    return Source(folder, "imported", *about)
 
 
 def _hugging_face(place: epath.Path, dropout: float | None, wait_seconds: int) -> Source:
@@ -343,10 +353,15 @@ def _hugging_face(place: epath.Path, dropout: float | None, wait_seconds: int) -
         weakref.finalize(folder, shutil.rmtree, made, ignore_errors=True)
         return made
 
-    vocabulary = tokenizer.found_in(path, scratch)
-    if adapted and (its := tokenizer.found_in(own, scratch)) is not None:
+    vocabulary, special = tokenizer.found_in(path, scratch)
+    its, added = tokenizer.found_in(own, scratch) if adapted else (None, ())
+    if its is not None:
         opened = Vocabulary(its)
-        if vocabulary is None or not same_encoding(opened, Vocabulary(vocabulary)):
+        if (
+            vocabulary is None
+            or added != special
+            or not same_encoding(opened, Vocabulary(vocabulary))
+        ):
             raise UserError(
                 f"{own} has a tokenizer, {its.name}, that gives other ids than that of its base "
                 f"{path}; adapters belong to the base's, so remove it there"
@@ -354,9 +369,9 @@ def _hugging_face(place: epath.Path, dropout: float | None, wait_seconds: int) -
     eos_id = folder.settings.get("eos_token_id")
     if vocabulary is not None:
         opened = Vocabulary(vocabulary)
-        if opened.size != folder.model.vocab:
+        if (size := opened.size + len(special)) != folder.model.vocab:
             raise UserError(
-                f"{path} has a tokenizer of {opened.size} tokens and a config.json with vocab_size="
+                f"{path} has a tokenizer of {size} tokens and a config.json with vocab_size="
                 f"{folder.model.vocab}; they do not belong together"
             )
         if eos_id not in (None, opened.eos_id):
@@ -376,7 +391,9 @@ def _hugging_face(place: epath.Path, dropout: float | None, wait_seconds: int) -
         facts |= {"base": str(path), "adapters": files}
     arrays = Foreign(folder, receipt(path)["checksums"], wait_seconds)
     kind: Kind = "adapters" if adapted else "hugging_face"
-    return Source(place, kind, folder.model, vocabulary, eos_id, None, None, facts, arrays)
+    labels = labels_of(folder.settings, folder.model)
+    about = (folder.model, vocabulary, eos_id, None, None, facts, arrays, special, labels)
+    return Source(place, kind, *about)
 
 
 def _sha256(file: Path | epath.Path) -> str:

@@ -57,9 +57,10 @@ def run(store, tmp_path_factory):
             states[number] = average
             kept.save(dataclasses.replace(state, step=state.step + number, average=placed), number)
     (workdir / "metrics.jsonl").write_text(
-        '{"step": 1, "held_out_loss": 3, "bits_per_byte": 1.5}\n'
-        '{"step": 2, "held_out_loss": 2, "bits_per_byte": 1.25}\n{"step": 3, "held_out_loss": 5, '
-        '"bits_per_byte": 9}\n'
+        "".join(
+            f'{{"step": {done}, "held_out_loss": 3.5, "bits_per_byte": {bits}}}\n'
+            for done, bits in [(1, 1.5), (2, 1.25), (3, 9)]
+        )
     )
     return workdir, states
 
@@ -88,6 +89,8 @@ def exported(place, output: Path, dtype: str = "float32", shard_gb: float = 5.0)
             {"what": source.what, **source.facts},
             save.described(source)[0],
             eos_id=source.eos_id,
+            special=source.special,
+            labels=source.labels,
             dtype=dtype,
             shard_gb=shard_gb,
         )

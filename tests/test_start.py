@@ -49,6 +49,10 @@ def experiment(store):
     return changed(TINY, data__store=str(store), mesh__fsdp=-1, **settings)
 
 
+def vocabulary_of(experiment) -> Vocabulary:
+    return Vocabulary(TokenStore(experiment.data.store, "train").vocabulary_path)
+
+
 def same(ours, theirs) -> bool:
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, jax.device_get(ours), theirs)))
 
@@ -59,7 +63,7 @@ def test_a_run_starts_with_the_weights_of_a_model(kind, places, params, experime
     given = changed(experiment, start=places[kind], optimizer__ema_decay=0.9)
     for shape in [(1, 1, 1), (2, 2, 2)]:
         here, mesh = on(given, *shape)
-        source = start.of_run(here, TokenStore(here.data.store, "train"))
+        source = start.of_run(here, vocabulary_of(here), "the store")
         state = train.started(here, mesh, start.params(source, mesh))
         assert same(state.params, params)
         assert same(state.average, params)
@@ -88,7 +92,7 @@ def test_a_run_that_is_going_on_does_not_read_it_again(
     # And a run is a place to start from: with the parameters of its newest save, whole.
     other = changed(experiment, start=str(tmp_path / "run"), run__seed=3)
     here, mesh = on(other, 1, 2, 1)
-    found = start.of_run(here, TokenStore(here.data.store, "train"))
+    found = start.of_run(here, vocabulary_of(here), "the store")
     assert (found.what, found.step) == ("run", 2)
     assert same(
         train.started(here, mesh, start.params(found, mesh)).params, jax.device_get(state.params)
@@ -253,7 +257,7 @@ def first_loss(experiment, mesh) -> float:
         seed=experiment.run.seed,
         sharding=NamedSharding(mesh, step.BATCH_SPEC),
     )
-    params = start.params(start.of_run(experiment, store), mesh)
+    params = start.params(start.of_run(experiment, vocabulary_of(experiment), "the store"), mesh)
     state = train.started(experiment, mesh, params)
     return float(step.train_step(experiment, mesh)(state, *loader.batch(0))[1]["loss"])
 

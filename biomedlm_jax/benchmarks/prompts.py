@@ -31,10 +31,10 @@ from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.vocabulary import Vocabulary
 
 Objective = Literal["multiple_choice", "classification", "generation", "next_token"]
-PAD, SEP, START = "[PAD]", "[SEP]", "<|startoftext|>"
+PAD, CLS, SEP, START = "[PAD]", "[CLS]", "[SEP]", "<|startoftext|>"
 CONTEXT, QUESTION, ANSWER = "<|CONTEXT|>", "<|QUESTION|>", "<|ANSWER|>"
 SPECIAL: dict[Objective, tuple[str, ...]] = {
-    "multiple_choice": (PAD, "[CLS]", SEP),
+    "multiple_choice": (PAD, CLS, SEP),
     "classification": (PAD, CONTEXT, QUESTION, ANSWER),
     "generation": (PAD, START),
     "next_token": (),

@@ -30,7 +30,8 @@ from biomedlm_jax.entry import UserError
 class Benchmark:
     """splits: those that are published, under our names. folds: how many ways there are to divide
     what is not for testing. rows: how many each split has as published, by its name, where known.
-    candidates: every form of a split that the files have, for a fold."""
+    candidates: every form of a split that the files have, for a fold. classes: of a classification,
+    as its items have them for options."""
 
     kind: Kind
     splits: tuple[str, ...]
@@ -39,6 +40,7 @@ class Benchmark:
     looked_for: str
     known: dict[str, Known]
     folds: int = 1
+    classes: tuple[str, ...] = ()
 
 
 BENCHMARKS = {
@@ -82,6 +84,7 @@ BENCHMARKS = {
         looked_for=pubmedqa.LOOKED_FOR,
         known=pubmedqa.KNOWN,
         folds=pubmedqa.FOLDS,
+        classes=pubmedqa.CLASSES,
     ),
     "bioasq": Benchmark(
         kind="classification",
@@ -90,6 +93,7 @@ BENCHMARKS = {
         candidates=lambda asked, fold: bioasq.candidates(asked),
         looked_for=bioasq.LOOKED_FOR,
         known=bioasq.KNOWN,
+        classes=bioasq.CLASSES,
     ),
     "meqsum": Benchmark(
         kind="generation",
@@ -194,6 +198,11 @@ def read_many(
         },
         notes=tuple(f"{part.benchmark}: {note}" for part in splits for note in part.notes),
     )
+
+
+def classes(names: str) -> tuple[str, ...]:
+    """The classes of a benchmark, or of several that `read_many` joins; () of what has none."""
+    return BENCHMARKS[names.split("+")[0]].classes
 
 
 def _answers(split: Split) -> str:

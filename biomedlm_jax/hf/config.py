@@ -8,7 +8,7 @@ below is too: nothing is passed over because nobody knew it.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,22 @@ WANTED: dict[str, tuple] = {  # the only values that this model computes
     "tie_word_embeddings": (True,),
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
-    "architectures": (None, [], ["GPT2LMHeadModel"], ["GPT2Model"]),
+    "architectures": (
+        *(None, [], ["GPT2LMHeadModel"], ["GPT2Model"]),
+        *(["GPT2ForSequenceClassification"], ["GPT2DoubleHeadsModel"]),
+    ),
+}
+# Of the head of GPT2DoubleHeadsModel, with GPT2Config's defaults first. Its dropout,
+# summary_first_dropout, is of training alone; ours has none.
+SUMMARY: dict[str, tuple] = {
+    "summary_type": ("cls_index",),
+    "summary_use_proj": (True,),
+    "summary_activation": (None,),
+    "summary_proj_to_labels": (True,),
 }
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Where a file comes from, how it is kept and generated from, and heads for other tasks: none of
-# them changes what the decoder computes.
+# Where a file comes from, how it is kept and generated from, and what belongs to heads, which is
+# looked at where there is one (`_head`): none of them changes what the decoder computes.
 HARMLESS = {
     *("transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "dtype"),
     *("torch_dtype", "torchscript", "use_bfloat16", "tf_legacy_loss", "use_cache", "return_dict"),
@@ -83,14 +94,38 @@ HARMLESS = {
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 
 
-def config_json(model: Model, *, eos_id: int | None, dtype: str = "float32") -> dict[str, Any]:
+def architecture(model: Model) -> str:
+    """The class of transformers that computes what `model` does; see `names.rows`."""
+    if not model.classes:
+        return "GPT2LMHeadModel"
+    return "GPT2DoubleHeadsModel" if model.class_bias else "GPT2ForSequenceClassification"
+
+
+def config_json(
+    model: Model,
+    *,
+    eos_id: int | None,
+    dtype: str = "float32",
+    pad_id: int | None = None,
+    labels: Sequence[str] = (),
+) -> dict[str, Any]:
     """config.json: every field of GPT-2's.
 
     eos_id: of the token that begins and ends texts; None where no vocabulary is known.
     dtype: of the tensors beside it, "float32", "bfloat16" or "float16".
+    pad_id: of the token that fills rows up, where there is one of its own.
+    labels: names of the classes of a head, in their order; none are LABEL_0 and so on.
     """
+    classes = list(labels) or [f"LABEL_{index}" for index in range(model.classes)]
+    assert len(classes) == model.classes, f"{classes} of {model.classes} classes"
+    of_head = {
+        "num_labels": len(classes),
+        "id2label": {str(index): name for index, name in enumerate(classes)},
+        "label2id": {name: index for index, name in enumerate(classes)},
+        "problem_type": "single_label_classification" if len(classes) > 1 else None,
+    }
     return {
-        "architectures": ["GPT2LMHeadModel"],
+        "architectures": [architecture(model)],
         "model_type": "gpt2",
         "vocab_size": model.vocab,
         "n_positions": model.context,
@@ -113,17 +148,22 @@ def config_json(model: Model, *, eos_id: int | None, dtype: str = "float32") -> 
         "initializer_range": model.init_std,
         "bos_token_id": eos_id,
         "eos_token_id": eos_id,
-        "pad_token_id": None,
+        "pad_token_id": pad_id,
         "use_cache": True,
         "dtype": dtype,
         "torch_dtype": dtype,  # what releases before 4.56 read
-        # Of heads for other tasks, which users can put on the decoder; GPT-2's values.
-        "summary_type": "cls_index",
-        "summary_use_proj": True,
-        "summary_activation": None,
-        "summary_proj_to_labels": True,
-        "summary_first_dropout": 0.1,
+        # Of heads: of the one that is there, or those that users can put on the decoder, and then
+        # GPT-2's values.
+        **{name: value for name, (value,) in SUMMARY.items()},
+        "summary_first_dropout": 0.0 if model.classes else 0.1,
+        **(of_head if classes else {}),
     }
+
+
+def labels_of(settings: Mapping[str, Any], model: Model) -> tuple[str, ...]:
+    """Names of the classes in a config.json that `model_of` took."""
+    given = settings.get("id2label") or {}
+    return tuple(given.get(str(index), f"LABEL_{index}") for index in range(model.classes))
 
 
 def model_of(
@@ -161,6 +201,8 @@ def model_of(
     if dropout is None and len(set(map(repr, rates.values()))) > 1:
         shown = ", ".join(f"{name}={rate!r}" for name, rate in rates.items())
         wrong.append(f"{shown} differ, and this model has one rate; give it with --dropout")
+    classes, class_bias, of_head = _head(given, fields["architectures"])
+    wrong += of_head
     if not wrong:
         wrong += _tokens(given, fields["vocab_size"])
     if wrong:
@@ -178,13 +220,43 @@ def model_of(
         layer_norm_epsilon=float(fields["layer_norm_epsilon"]),
         scale_attn_by_layer=fields["scale_attn_by_inverse_layer_idx"],
         compute_dtype="bfloat16" if dtype == "bfloat16" else "float32",
-        classes=0,
-        class_bias=False,
+        classes=classes,
+        class_bias=class_bias,
         lora_rank=0,
         lora_alpha=0.0,
         remat="named",
         attention="auto",
     )
+
+
+def _head(given: Mapping[str, Any], architectures: Any) -> tuple[int, bool, list[str]]:
+    """(classes, whether they have a bias, what is wrong with the fields of the head)."""
+    wrong, names = list[str](), given.get("id2label")
+    if architectures == ["GPT2DoubleHeadsModel"]:  # whose number of labels is 1, whatever is said
+        for name, (wanted,) in SUMMARY.items():
+            value = given.get(name, wanted)
+            if type(value) is not type(wanted) or value != wanted:
+                wrong.append(f"{name}={value!r} is not implemented, only {wanted!r}")
+        return 1, True, wrong
+    if architectures != ["GPT2ForSequenceClassification"]:
+        return 0, False, []
+    classes = given.get("num_labels")
+    if names is not None:
+        listed = isinstance(names, dict) and set(names) == {str(x) for x in range(len(names))}
+        if not listed or not names or not all(isinstance(x, str) for x in names.values()):
+            wrong.append(f"id2label={names!r} is no object of names by the numbers from 0 on")
+        elif classes not in (None, len(names)):
+            wrong.append(f"num_labels={classes!r}, but id2label has {len(names)}")
+        classes = len(names) if listed and names else 1
+    elif classes is None:
+        classes = 2  # transformers' default
+    if type(classes) is not int or classes < 1:
+        wrong.append(f"num_labels={classes!r} is not a whole number of at least 1")
+    if (kind := given.get("problem_type")) not in (None, "single_label_classification"):
+        wrong.append(
+            f"problem_type={kind!r} is not implemented, only 'single_label_classification'"
+        )
+    return classes, False, wrong  # pyright: ignore[reportReturnType]
 
 
 def _numbers(fields: Mapping[str, Any]) -> list[str]:

@@ -25,9 +25,11 @@ from etils import epath
 from biomedlm_jax import entry, mesh, saves, start
 from biomedlm_jax.checksums import checksums
 from biomedlm_jax.entry import UserError
+from biomedlm_jax.hf.foreign import PARAMS, RECEIPT, receipt
+from biomedlm_jax.hf.names import count
 from biomedlm_jax.hf.write import written
 from biomedlm_jax.pipeline.vocabulary import Vocabulary, file_name
-from biomedlm_jax.start import IMPORTED, PARAMS, RECEIPT
+from biomedlm_jax.start import IMPORTED
 
 
 def load(source: str, output: Path, dropout: float | None = None) -> start.Source:
@@ -51,7 +53,7 @@ def load(source: str, output: Path, dropout: float | None = None) -> start.Sourc
     adapted = {n: found.facts[n] for n in ("adapters",) if n in found.facts}
     names = [*found.facts["files"], "config.json", *_tokenizer_files(place)]
     with (
-        written(output, 4 * found.model.parameters) as folder,
+        written(output, 4 * count(found.model)) as folder,
         ThreadPoolExecutor(1, thread_name_prefix="hash") as hashing,
     ):
         hashes = {name: hashing.submit(_digest, place / name) for name in names}
@@ -67,6 +69,8 @@ def load(source: str, output: Path, dropout: float | None = None) -> start.Sourc
         about = {
             "model": dataclasses.asdict(found.model),
             "eos_id": found.eos_id,
+            "special": found.special,
+            "labels": found.labels,
             "vocabulary_sha256": None if vocabulary is None else vocabulary.sha256,
             "checksums": checksums({PARAMS: params}),
             "source": {
@@ -107,7 +111,7 @@ def _digest(file: Path) -> dict[str, Any]:
 
 def _compare(place: Path, files: dict[str, dict[str, Any]]) -> None:
     """Raises UserError where the folder's own receipt says something else of a file."""
-    listed = start.receipt(place)["files"]
+    listed = receipt(place)["files"]
     if wrong := [name for name, digest in files.items() if listed.get(name, digest) != digest]:
         raise UserError(
             f"{place} has files that are not those of its {RECEIPT}: {', '.join(wrong)}; copy them "
@@ -121,7 +125,7 @@ def main() -> None:
     model = found.model
     vocabulary = "no vocabulary" if found.vocabulary is None else f"{found.vocabulary.name}"
     print(
-        f"{given.output}: {model.parameters:,} parameters, {model.layers} layers of {model.width}, "
+        f"{given.output}: {count(model):,} parameters, {model.layers} layers of {model.width}, "
         f"{model.vocab:,} tokens ({vocabulary})"
     )
 

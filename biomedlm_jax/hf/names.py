@@ -10,10 +10,15 @@ letters of a row's axes say which of them apply:
   q last:  we order columns (head, (q, k, v), head dim), so that a device that holds some of the
            columns holds whole heads; theirs are ((q, k, v), head, head dim).
 
-There is no row for Hugging Face's `lm_head.weight`: the head is `wte`, tied by the config.
+There is no row for Hugging Face's `lm_head.weight`: the head is `wte`, tied by the config. TABLE is
+the decoder; `rows` has besides the head that fine-tuning added, whose kernel is (out, in) there:
+
+    without a bias    GPT2ForSequenceClassification, a score for each class
+    with one          GPT2DoubleHeadsModel, one score
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -22,6 +27,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Float
 
+from biomedlm_jax.arrays import PIECE
 from biomedlm_jax.config import Model
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.model.gpt import axis_sizes
@@ -38,6 +44,7 @@ class Row:
     ours: str  # path in the nested dict
     theirs: str  # with {} for the layer
     axes: str  # of ours: the letters of `layout`, and t for positions
+    turned: bool = False  # theirs has the axes the other way round
 
     def names(self, model: Model) -> list[str]:
         """Hugging Face's, one for each layer or one in all."""
@@ -49,7 +56,8 @@ class Row:
         sizes = {**axis_sizes(model), "l": model.layers, "t": model.context}
         ours = tuple(sizes[axis] for axis in self.axes)
         sizes["v"] = model.vocab
-        return ours, tuple(sizes[axis] for axis in self.axes.removeprefix("l"))
+        theirs = tuple(sizes[axis] for axis in self.axes.removeprefix("l"))
+        return ours, theirs[::-1] if self.turned else theirs
 
     def leave(
         self, array: Float[np.ndarray, "..."], model: Model, start: int = 0
@@ -58,7 +66,7 @@ class Row:
         `array` where nothing has to move. Of a piece that is padding alone nothing leaves.
 
         array: ours, or what of it begins at `start` on its first axis: then the tensors of some
-          layers, or some rows of the one tensor.
+          layers, or some rows of the one tensor; all of one that is `turned`.
         """
         if self.axes[0] == "v" and start >= model.vocab:
             return
@@ -68,7 +76,8 @@ class Row:
         for name, part in zip(listed, parts, strict=True):
             if self.axes[0] == "v":
                 part = part[: model.vocab - start]
-            yield name, np.ascontiguousarray(self.their_order(part, model))
+            part = self.their_order(part, model)
+            yield name, np.ascontiguousarray(part.T if self.turned else part)
 
     def their_order(self, array: np.ndarray, model: Model) -> np.ndarray:
         """Our columns [..., Out], in Hugging Face's order."""
@@ -98,6 +107,8 @@ class Row:
             if self.axes[-1] == "q":
                 others = tuple(slice(part.start, part.stop) for part in inner[:-1])
                 target[...] = _columns(inner[-1], model, lambda q: read(name, (*others, q)))  # noqa: B023
+            elif self.turned:
+                target[...] = read(name, tuple(slice(x.start, x.stop) for x in inner[::-1])).T
             elif inner[0].start < theirs[0]:  # else all of it is padding
                 slices = tuple(
                     slice(part.start, min(part.stop, size))
@@ -137,6 +148,43 @@ TABLE = (
     Row("ln_f/scale", "transformer.ln_f.weight", "d"),
     Row("ln_f/bias", "transformer.ln_f.bias", "d"),
 )
+HEADS = (
+    Row("head/kernel", "multiple_choice_head.summary.weight", "dc", turned=True),
+    Row("head/bias", "multiple_choice_head.summary.bias", "c"),
+)
+SCORE = (Row("head/kernel", "score.weight", "dc", turned=True),)
+
+
+def rows(model: Model) -> tuple[Row, ...]:
+    """Of all parameters of a model without adapters.
+
+    Raises:
+      UserError: it has a head that is that of no class of transformers.
+    """
+    if model.classes > 1 and model.class_bias:
+        raise UserError(
+            f"config.model.class_bias=True with config.model.classes={model.classes} can not be "
+            "written as a Hugging Face folder: GPT2ForSequenceClassification has no bias, and "
+            "GPT2DoubleHeadsModel has one score; train with class_bias=False"
+        )
+    if 4 * model.width * model.classes > PIECE:  # one that is turned leaves whole
+        raise UserError(
+            f"a head of {model.classes:,} classes is too large to become a Hugging Face folder; "
+            f"there are {PIECE // (4 * model.width):,} at most for a width of {model.width}"
+        )
+    if not model.classes:
+        return TABLE
+    return TABLE + (HEADS if model.class_bias else SCORE)
+
+
+def row_of(ours: str, model: Model) -> Row:
+    """The row of a path of our parameters."""
+    return next(row for row in rows(model) if row.ours == ours)
+
+
+def count(model: Model) -> int:
+    """Parameters with the head's, without vocabulary padding."""
+    return sum(math.prod(row.shapes(model)[1]) * len(row.names(model)) for row in rows(model))
 
 
 def to_hf(params: Mapping, model: Model) -> Iterator[tuple[str, np.ndarray]]:
@@ -151,7 +199,7 @@ def to_hf(params: Mapping, model: Model) -> Iterator[tuple[str, np.ndarray]]:
     flat: Any = traverse_util.flatten_dict(params, sep="/")
     misfits = _misfits(
         {name: array.shape for name, array in flat.items()},
-        {row.ours: row.shapes(model)[0] for row in TABLE},
+        {row.ours: row.shapes(model)[0] for row in rows(model)},
     )
     misfits += [
         f"{name} is {array.dtype} instead of float32"
@@ -163,12 +211,12 @@ def to_hf(params: Mapping, model: Model) -> Iterator[tuple[str, np.ndarray]]:
             "these parameters do not fit config.model, so nothing was converted; give the "
             f"configuration that they were made with: {'; '.join(misfits)}"
         )
-    arrays = ((row, np.asarray(flat[row.ours])) for row in TABLE)
+    arrays = ((row, np.asarray(flat[row.ours])) for row in rows(model))
     return (tensor for row, array in arrays for tensor in row.leave(array, model))
 
 
 def match(found: Mapping[str, tuple[int, ...]], model: Model, where: str) -> dict[str, str]:
-    """{Hugging Face's name as in TABLE: its name in `found`}, each once; also of HEAD, if there.
+    """{Hugging Face's name as in `rows`: its name in `found`}, each once; also of HEAD, if there.
 
     found: shapes of the tensors, with the prefix "transformer." or all without it.
     where: they are, for messages.
@@ -188,7 +236,7 @@ def match(found: Mapping[str, tuple[int, ...]], model: Model, where: str) -> dic
         for name in found
         if not MASKS.fullmatch(name if prefixed else PREFIX + name)
     }
-    shapes = {name: row.shapes(model)[1] for row in TABLE for name in row.names(model)}
+    shapes = {name: row.shapes(model)[1] for row in rows(model) for name in row.names(model)}
     if HEAD in spelled:
         shapes[HEAD] = shapes[EMBEDDING]
     wrong = _misfits({name: found[own] for name, own in spelled.items()}, shapes)

@@ -23,7 +23,7 @@ from biomedlm_jax.arrays import cuts
 from biomedlm_jax.config import Model
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.hf.config import model_of
-from biomedlm_jax.hf.names import EMBEDDING, HEAD, TABLE, Index, Row, match
+from biomedlm_jax.hf.names import EMBEDDING, HEAD, Index, Row, match, row_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -86,13 +86,12 @@ class Folder:
 
     def pieces(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
         """Our array of that name in pieces of its first axis, each with where it begins."""
-        row = next(row for row in TABLE if row.ours == name)
-        for start, stop in cuts(row.shapes(self.model)[0]):
+        for start, stop in cuts(row_of(name, self.model).shapes(self.model)[0]):
             yield start, self.piece(name, start, stop)
 
     def piece(self, name: str, start: int, stop: int) -> np.ndarray:
         """array[start:stop] of our array of that name."""
-        row = next(row for row in TABLE if row.ours == name)
+        row = row_of(name, self.model)
         rest = (slice(None),) * (len(row.axes) - 1)
         return self._piece(row, (slice(start, stop), *rest))
 
@@ -103,7 +102,7 @@ class Folder:
         Raises:
           UserError: a value is not finite.
         """
-        row = next(row for row in TABLE if row.ours == name)
+        row = row_of(name, self.model)
         shape, _ = row.shapes(self.model)
         if sharding is None:
             return self._piece(row, tuple(slice(None) for _ in shape))

@@ -3,17 +3,20 @@
     python -m biomedlm_jax.hf.save --checkpoint=DIR --output=DIR
 
 --checkpoint is the --workdir of a run, or anything else that `start.find` knows. What comes out
-opens with transformers' AutoModelForCausalLM and AutoTokenizer, where neither JAX nor SentencePiece
-is needed; torch isn't needed here. A parameter is read in pieces of 64 MB, or of a layer where that
-is more; some five of them are in memory, for one is made while those before it are hashed and
-written (of a run on gs://, the whole parameter is). receipt.json says what was written, from what,
-and what was checked: that what was read is what was saved, that every number is finite and the
-padding zero, and that what the safetensors library reads back is what was written.
+opens with transformers' AutoTokenizer and AutoModelForCausalLM, or with a head the class that has
+it, where neither JAX nor SentencePiece is needed; torch isn't needed here. Adapters are merged;
+with --adapters they are written alone, as a folder of PEFT (`hf/save_adapters.py`).
+
+A parameter is read in pieces of 64 MB, or of a layer where that is more; some five of them are in
+memory, for one is made while those before it are hashed and written (of a run on gs://, the whole
+parameter is). receipt.json says what was written, from what, and what was checked: that what was
+read is what was saved, that every number is finite and the padding zero, and that what the
+safetensors library reads back is what was written.
 """
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -27,18 +30,20 @@ from tqdm import tqdm
 
 from biomedlm_jax import entry, journal, start
 from biomedlm_jax.arrays import cuts
+from biomedlm_jax.benchmarks.prompts import PAD
 from biomedlm_jax.checksums import Running
 from biomedlm_jax.config import Model
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.hf import card as cards
-from biomedlm_jax.hf import names, read, tokenizer, write
+from biomedlm_jax.hf import names, read, save_adapters, tokenizer, write
 from biomedlm_jax.hf.card import card
 from biomedlm_jax.hf.config import config_json
-from biomedlm_jax.hf.names import TABLE, Row
+from biomedlm_jax.hf.foreign import PARAMS, RECEIPT
+from biomedlm_jax.hf.names import Row
 from biomedlm_jax.hf.read import finite
 from biomedlm_jax.pipeline.vocabulary import MODEL_FILE, Place, Vocabulary
 from biomedlm_jax.settings import flat
-from biomedlm_jax.start import PARAMS, RECEIPT, Source
+from biomedlm_jax.start import Source
 
 Piece = tuple[str, int, int]  # our name of an array, where it begins and ends on the first axis
 Pieces = Callable[[Row], Iterator[tuple[int, np.ndarray]]]  # where one starts on the first axis
@@ -57,6 +62,8 @@ def save(
     output: Path,
     *,
     extra: Mapping[str, object],
+    special: Sequence[str] = (),
+    labels: Sequence[str] = (),
     dtype: str = "float32",
     shard_gb: float = 5.0,
 ) -> None:
@@ -85,6 +92,8 @@ def save(
         output,
         about,
         text,
+        special=special,
+        labels=labels,
         dtype=dtype,
         shard_gb=shard_gb,
     )
@@ -100,6 +109,8 @@ def export(
     about: Mapping[str, Any],
     *,
     eos_id: int | None = None,
+    special: Sequence[str] = (),
+    labels: Sequence[str] = (),
     dtype: str = "float32",
     shard_gb: float = 5.0,
     beside: Mapping[str, bytes] | None = None,
@@ -112,6 +123,8 @@ def export(
     source: what the receipt says about where the weights come from.
     about: of `card.card`.
     eos_id: that ends a text, where there is no vocabulary to say so.
+    special: tokens of a task, whose ids follow those of the vocabulary.
+    labels: names of the classes of a head; none are LABEL_0 and so on.
     dtype: of the tensors.
     shard_gb: of a file at most, in 10^9 bytes.
     beside: further files.
@@ -120,36 +133,43 @@ def export(
       UserError: `output` isn't empty or has no room, `vocabulary` isn't the model's, a number is
         not finite or too large for `dtype`, or padding is not zero.
     """
-    pieced, converted = None, None
+    pieced, converted, pad_id = None, None, None
     if vocabulary is not None:
-        pieced, converted = Vocabulary(vocabulary), tokenizer.convert(vocabulary)
-        if pieced.size != model.vocab:
+        pieced, converted = Vocabulary(vocabulary), tokenizer.convert(vocabulary, special)
+        if pieced.size + len(special) != model.vocab:
+            more = f" and {len(special)} of the task" if special else ""
             raise UserError(
-                f"config.model.vocab={model.vocab}, but {pieced.path} has {pieced.size} pieces; "
-                "give the vocabulary that the model was trained with"
+                f"config.model.vocab={model.vocab}, but {pieced.path} has {pieced.size} pieces"
+                f"{more}; give the vocabulary that the model was trained with"
             )
         eos_id = pieced.eos_id
-    listed = [(name, row.shapes(model)[1]) for row in TABLE for name in row.names(model)]
+        pad_id = pieced.size + special.index(PAD) if PAD in special else None
+    parts = names.rows(model)
+    listed = [(name, row.shapes(model)[1]) for row in parts for name in row.names(model)]
     shards = write.plan(listed, dtype, int(shard_gb * 1e9))
-    needed = model.parameters * write.WIDTHS[dtype]
+    parameters = names.count(model)
 
     with ExitStack() as stack:
-        folder = stack.enter_context(write.written(output, needed))
+        folder = stack.enter_context(write.written(output, parameters * write.WIDTHS[dtype]))
         writer = stack.enter_context(closing(write.Writer(folder, shards, dtype)))
         sums, ends, zeros = _weights(pieces, compare, model, writer, dtype, len(listed))
         texts: dict[str, bytes] = dict(beside or {})
         if len(shards) > 1:
             texts[read.INDEX] = _json(write.index(shards, dtype))
         if pieced is not None and converted is not None:
-            tokenizer.write(converted, folder, context=model.context)
+            tokenizer.write(converted, folder, context=model.context, special=special)
             if pieced.kind == "sentencepiece":  # by which the folder can be loaded again
                 texts[MODEL_FILE] = pieced.path.read_bytes()
         # Without a padding token some releases of transformers warn at each text and take eos.
-        ids = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
+        ids = {"bos_token_id": eos_id, "eos_token_id": eos_id}
+        ids["pad_token_id"] = eos_id if pad_id is None else pad_id
         texts["generation_config.json"] = _json(ids)
         kind = None if pieced is None else pieced.kind
-        texts["README.md"] = card(model, kind, **{"dtype": dtype, **about}).encode()
-        settings = _json(config_json(model, eos_id=eos_id, dtype=dtype))
+        said = {"dtype": dtype, "special": special, "labels": labels, **about}
+        texts["README.md"] = card(model, kind, **said).encode()
+        settings = _json(
+            config_json(model, eos_id=eos_id, dtype=dtype, pad_id=pad_id, labels=labels)
+        )
         for name, content in texts.items():
             (folder / name).write_bytes(content)
         read_back(folder, model, dtype, ends)  # while the disk still writes
@@ -161,7 +181,7 @@ def export(
             "source": source,
             "files": dict(sorted(files.items())),
             "tensors": len(listed),
-            "parameters": model.parameters,
+            "parameters": parameters,
             "dtype": dtype,
             "values": POLICY[dtype],
             "rounded_to_zero": zeros,
@@ -192,7 +212,7 @@ def read_back(folder: Path, model: Model, dtype: str, ends: Mapping[Piece, int])
     opened = read.Folder(folder, model=model)
     wrong = [] if opened.dtype == dtype else [f"the dtype is {opened.dtype}"]
     for (name, begin, end), checksum in ends.items():
-        found = Running(_row(name).shapes(model)[0])
+        found = Running(names.row_of(name, model).shapes(model)[0])
         found.add(begin, opened.piece(name, begin, end))
         if found.value != checksum:
             wrong.append(f"{name}[{begin}:{end}] differs")
@@ -201,10 +221,6 @@ def read_back(folder: Path, model: Model, dtype: str, ends: Mapping[Piece, int])
             f"what is read back from {folder} is not what was written: {', '.join(wrong)}; this "
             "disk or this machine's memory is at fault"
         )
-
-
-def _row(name: str) -> Row:
-    return next(row for row in TABLE if row.ours == name)
 
 
 def _weights(
@@ -222,7 +238,7 @@ def _weights(
     """
     sums, ends, zeros = dict[str, int](), dict[Piece, int](), 0
     with tqdm(total=total, desc="export", unit="tensor") as bar:
-        for row in TABLE:
+        for row in names.rows(model):
             shape, _ = row.shapes(model)
             given, left, parts = Running(shape), Running(shape), cuts(shape)
             for begin, piece in pieces(row):
@@ -284,6 +300,7 @@ def described(source: Source) -> tuple[dict[str, Any], dict[str, bytes]]:
         extra["tokens seen in training"] = f"{seen * experiment.model.context:,}"
     else:
         extra[f"items of {experiment.task.train} seen in training"] = f"{seen:,}"
+        extra["tokens of a row at most"] = f"{experiment.task.length:,}"
     sections = {"Recipe": "The settings of the run:\n\n| | |\n|---|---|\n"}
     sections["Recipe"] += cards.table({n: f"`{v!r}`" for n, v in flat(experiment).items()})
     lines = journal.read(source.place / "metrics.jsonl")
@@ -300,16 +317,27 @@ def described(source: Source) -> tuple[dict[str, Any], dict[str, bytes]]:
     if experiment.task is None and data.is_file():
         beside["data_card.md"] = data.read_bytes()
         sections["Data"] = "What it was trained on is described in data_card.md, beside this file."
-    return {"extra": extra, "sections": sections}, beside
+    about = {"extra": extra, "sections": sections}
+    if experiment.task is not None:
+        about |= {
+            "length": experiment.task.length,
+            "origin": f"fine-tuned with it on {experiment.task.train}",
+        }
+    return about, beside
 
 
 def main() -> None:
     given = flags.FLAGS
     output = Path(given.output)
+    if given.base is not None and not given.adapters:
+        raise UserError(f"--base={given.base} is of --adapters, which was not given")
     entry.check_output(output)
     source = start.find(given.checkpoint)
 
     def act() -> None:
+        if given.adapters:
+            save_adapters.write(source, given.base, output)
+            return
         about, beside = described(source)
         facts = {"what": source.what, "name": source.place.name, "step": source.step}
         export(
@@ -321,6 +349,8 @@ def main() -> None:
             facts | source.facts,
             about,
             eos_id=source.eos_id,
+            special=source.special,
+            labels=source.labels,
             dtype=given.dtype,
             shard_gb=given.shard_gb,
             beside=beside,
@@ -334,4 +364,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "Folder to write; absent or empty.", required=True)
     flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Of the tensors.")
     flags.DEFINE_float("shard_gb", 5.0, "Of a file at most, in 10^9 bytes.", 1e-6)
+    flags.DEFINE_bool("adapters", False, "A run's adapters alone, in PEFT's format.")
+    flags.DEFINE_string(
+        "base", None, "Of --adapters: the Hugging Face folder, if config.start is another place."
+    )
     entry.run(main)

@@ -5,6 +5,10 @@ the weights. They need neither SentencePiece nor torch where they are loaded. Th
 `found_in`, takes GPT-2's byte-level files, or the SentencePiece model that lies beside our own. A
 byte-level vocabulary is a file of theirs already; the rest of this is about SentencePiece.
 
+Tokens of a task (`benchmarks.prompts.SPECIAL`) follow those of the vocabulary. In these files they
+are special tokens, which a text that spells them becomes; on the way back they are told apart from
+the vocabulary, which has none.
+
 Why the ids agree: SentencePiece's BPE [1] joins, again and again, the neighbours whose join is
 the piece of the highest score, the leftmost of equals. Hugging Face's does the same with a list
 of pairs in order of rank. So the list has to hold the pairs that SentencePiece joins, and one
@@ -28,7 +32,7 @@ whole, Hugging Face makes a U+FFFD for every byte, SentencePiece for those alone
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,6 +47,7 @@ from tokenizers import (
     processors,
 )
 
+from biomedlm_jax.benchmarks.prompts import CLS, PAD, SEP, SPECIAL
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.vocabulary import (
     BYTE_LEVEL_FILE,
@@ -59,8 +64,10 @@ SPACE = "\u2581"  # what SentencePiece stores for a space
 Piece = sentencepiece_model.ModelProto.SentencePiece
 
 
-def convert(vocabulary: Place) -> Tokenizer:
+def convert(vocabulary: Place, special: Sequence[str] = ()) -> Tokenizer:
     """The tokenizer that gives the ids of the vocabulary in the file `vocabulary`.
+
+    special: tokens of a task, whose ids follow.
 
     Raises:
       UserError: the file is no vocabulary of ours, or one with something that Hugging Face's BPE
@@ -68,7 +75,7 @@ def convert(vocabulary: Place) -> Tokenizer:
     """
     ours = Vocabulary(vocabulary)
     if ours.kind == "byte_level":
-        return Tokenizer.from_str(ours.path.read_text(encoding="utf-8"))
+        return _added(Tokenizer.from_str(ours.path.read_text(encoding="utf-8")), special)
     proto = sentencepiece_model.ModelProto()
     proto.ParseFromString(ours.path.read_bytes())
     if refused := _refused(proto):
@@ -84,15 +91,21 @@ def convert(vocabulary: Place) -> Tokenizer:
     # Both libraries cut these out first, the longest at each place.
     whole = [_plain(piece.piece) for piece in proto.pieces if piece.type == Piece.USER_DEFINED]
     tokenizer.add_tokens([AddedToken(piece, normalized=False, special=False) for piece in whole])
-    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
+    return _added(_added(tokenizer, [END_OF_TEXT]), special)
+
+
+def _added(tokenizer: Tokenizer, special: Sequence[str]) -> Tokenizer:
+    listed = [AddedToken(token, normalized=False, special=True) for token in special]
+    tokenizer.add_special_tokens(listed)
     return tokenizer
 
 
-def found_in(folder: Path, scratch: Callable[[], Path]) -> Path | None:
-    """The file of a Hugging Face folder's tokenizer that `Vocabulary` opens; None where the folder
-    has no tokenizer.
+def found_in(folder: Path, scratch: Callable[[], Path]) -> tuple[Path | None, tuple[str, ...]]:
+    """The file of a Hugging Face folder's tokenizer that `Vocabulary` opens, None where the folder
+    has no tokenizer; and the tokens of a task that follow its own.
 
-    scratch: makes a folder for tokenizer.json, where there are only vocab.json and merges.txt.
+    scratch: makes a folder for tokenizer.json, where there are only vocab.json and merges.txt, or
+      one with tokens of a task.
 
     Raises:
       UserError: a tokenizer that gives other ids than GPT-2's rules do.
@@ -103,25 +116,33 @@ def found_in(folder: Path, scratch: Callable[[], Path]) -> Path | None:
             f"{folder}/tokenizer_config.json has add_prefix_space, which puts a space before every "
             "text; that is not GPT-2's rule"
         )
-    for file in (folder / MODEL_FILE, folder / BYTE_LEVEL_FILE):
-        if file.is_file():
-            return file
+    file, whole = folder / MODEL_FILE, folder / BYTE_LEVEL_FILE
+    if file.is_file():
+        size, added = Vocabulary(file).size, _of_json(_settings(whole), whole)
+        return file, _special(
+            {token: id for token, id in added.items() if id >= size}, size, folder
+        )
+    if whole.is_file():
+        return _byte_level(whole, scratch)
     parts = [folder / name for name in ("vocab.json", "merges.txt")]
     if not any(part.is_file() for part in parts):
-        return None
+        return None, ()
     if absent := [str(part) for part in parts if not part.is_file()]:
         raise UserError(f"{absent[0]} is missing, and a byte-level tokenizer has both files")
-    added = set(_settings(folder / "added_tokens.json"))
+    added = dict(_settings(folder / "added_tokens.json"))
+    if wrong := [token for token, id in added.items() if type(id) is not int]:
+        raise UserError(f"{folder}/added_tokens.json has no id for {', '.join(wrong)}")
     listed = settings.get("added_tokens_decoder") or {}
-    tokens = list(listed.values()) if isinstance(listed, dict) else [listed]
-    if not all(isinstance(x, dict) and isinstance(x.get("content"), str) for x in tokens):
+    tokens = listed if isinstance(listed, dict) else {"": listed}
+    if not all(
+        isinstance(x, dict) and isinstance(x.get("content"), str) and id.isdecimal()
+        for id, x in tokens.items()
+    ):
         raise UserError(
             f"{folder}/tokenizer_config.json has an added_tokens_decoder that is not of ids and "
             "tokens with a content; copy it again"
         )
-    added |= {token["content"] for token in tokens}
-    if more := sorted(added - {END_OF_TEXT}):
-        raise UserError(f"{folder} adds tokens to its vocabulary: {', '.join(more)}")
+    added |= {token["content"]: int(id) for id, token in tokens.items()}
     try:
         tokenizer = Tokenizer(models.BPE.from_file(*map(str, parts)))
     except Exception as error:  # `tokenizers` raises no narrower class
@@ -131,10 +152,56 @@ def found_in(folder: Path, scratch: Callable[[], Path]) -> Path | None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
+    _added(tokenizer, [END_OF_TEXT])
+    added.pop(END_OF_TEXT, None)
+    special = _special(added, tokenizer.get_vocab_size(), folder)
     made = scratch() / BYTE_LEVEL_FILE
     made.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-    return made
+    return made, special
+
+
+def _byte_level(file: Path, scratch: Callable[[], Path]) -> tuple[Path, tuple[str, ...]]:
+    """As `found_in`, of a tokenizer.json, without the tokens of a task that it adds."""
+    settings = _settings(file)
+    added = _of_json(settings, file)
+    end = added.get(END_OF_TEXT, len(added))
+    more = {token: id for token, id in added.items() if id > end}
+    if not more:  # `Vocabulary` refuses others
+        return file, ()
+    special = _special(more, end + 1, file.parent)
+    kept = [token for token in settings["added_tokens"] if token["content"] not in special]
+    made = scratch() / BYTE_LEVEL_FILE
+    text = json.dumps(settings | {"added_tokens": kept}, ensure_ascii=False, indent=2)
+    made.write_text(text, encoding="utf-8")
+    return made, special
+
+
+def _of_json(settings: Mapping[str, Any], file: Path) -> dict[str, int]:
+    """The ids of the tokens that a tokenizer.json adds."""
+    listed = settings.get("added_tokens") or []
+    try:
+        return {str(token["content"]): int(token["id"]) for token in listed}
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{file} has added_tokens that are not of an id and a content; copy it again"
+        ) from error
+
+
+def _special(added: Mapping[str, int], size: int, folder: Path) -> tuple[str, ...]:
+    """The tokens of a task, of those that are added to a vocabulary of `size`.
+
+    Raises:
+      UserError: they are others, or have other ids.
+    """
+    found = tuple(sorted(added, key=added.__getitem__))
+    if found in SPECIAL.values() and [added[x] for x in found] == [*range(size, size + len(found))]:
+        return found
+    known = "; or ".join(", ".join(tokens) for tokens in SPECIAL.values() if tokens)
+    shown = ", ".join(f"{token} ({id})" for token, id in added.items())
+    raise UserError(
+        f"{folder} adds tokens to its vocabulary: {shown}; taken are those of a task, {known}, "
+        f"with the ids from {size} on in this order"
+    )
 
 
 def _settings(file: Path) -> dict[str, Any]:
@@ -149,11 +216,12 @@ def _settings(file: Path) -> dict[str, Any]:
     return found
 
 
-def write(tokenizer: Tokenizer, folder: Path, *, context: int) -> None:
+def write(tokenizer: Tokenizer, folder: Path, *, context: int, special: Sequence[str] = ()) -> None:
     """Writes what `AutoTokenizer.from_pretrained(folder)` reads: tokenizer.json and
     tokenizer_config.json. As in GPT-2, bos and eos are one token, and nothing adds it.
 
     context: tokens from which on transformers warns that a text is too long for the model.
+    special: as it was given to `convert`.
     """
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     settings = {
@@ -172,6 +240,10 @@ def write(tokenizer: Tokenizer, folder: Path, *, context: int) -> None:
             "unk_token": END_OF_TEXT,
             "add_prefix_space": False,
         }
+    roles = {"pad_token": PAD, "sep_token": SEP, "cls_token": CLS}
+    settings |= {role: token for role, token in roles.items() if token in special}
+    if special:
+        settings["padding_side"] = "right"
     text = json.dumps(settings, indent=2) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 

@@ -1,5 +1,5 @@
 """What fine-tuning adds to a decoder: rows for new tokens, a head, adapters (LoRA, arXiv
-2106.09685); and adapters taken into the kernels that they stand beside."""
+2106.09685)."""
 
 import dataclasses
 from typing import Any
@@ -48,17 +48,5 @@ def fitted(params: dict, before: Model, experiment: Experiment, mesh: Mesh) -> d
 
 
 def without_adapters(model: Model) -> Model:
-    """Of `merged` parameters."""
+    """Of parameters whose adapters are in the kernels, as `adapted.py` has them."""
     return dataclasses.replace(model, lora_rank=0, lora_alpha=0.0)
-
-
-def merged(params: dict, model: Model) -> dict:
-    """Parameters of `without_adapters(model)`: kernels with alpha / rank * a b added, float32."""
-    if not model.lora_rank:
-        return params
-    flat: Any = traverse_util.flatten_dict(params)
-    for path in [path for path in flat if path[-1] == "a"]:
-        a, b = (flat.pop((*path[:-1], name)) for name in ADAPTER)
-        product = jnp.matmul(a, b, precision="highest") * (model.lora_alpha / model.lora_rank)
-        flat[(*path[:-1], "kernel")] += product
-    return traverse_util.unflatten_dict(flat)
