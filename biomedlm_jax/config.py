@@ -94,6 +94,10 @@ class Model:
         of_parameters = 4 if self.lora_rank else 6
         return of_parameters * self.parameters + 12 * self.layers * self.width * self.context
 
+    @property
+    def flops_in_words(self) -> str:
+        return f"{4 if self.lora_rank else 6} N + 12 L d T"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
@@ -251,6 +255,11 @@ class Experiment:
                 f"config.optimizer.warmup_steps={self.optimizer.warmup_steps} leaves nothing of "
                 f"config.run.steps={self.run.steps}; warm up for fewer steps"
             )
+
+    @property
+    def unit(self) -> str:
+        """Of the loss."""
+        return "nats per item" if self.model.classes else "nats per token"
 
     def _check_task(self) -> None:
         """Raises UserError where model, data and run are not those of the task."""

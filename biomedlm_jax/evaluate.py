@@ -58,7 +58,8 @@ class Asked:
 
 
 class Candidate:
-    """A checkpoint on all devices that are here. step: of a run, the save that is meant.
+    """A checkpoint on all devices that are here, from when `load` was called. step: of a run, the
+    save that is meant.
 
     Raises:
       UserError: see `start.find`; or it has no vocabulary, or was fine-tuned to write after tokens
@@ -73,17 +74,31 @@ class Candidate:
                 "belongs to it there"
             )
         self.task = source.experiment.task if source.experiment else None
-        if self.task is not None and self.task.objective == "generation":
+        if source.special and not source.model.classes:
             raise UserError(
-                f"{place} was fine-tuned with config.task.objective='generation', whose prompts "
-                "have tokens that are no text; this scores models with a head of classes, and "
-                "those that learnt text alone"
+                f"{place} was fine-tuned to write after {', '.join(source.special)}, which are no "
+                "text; this scores models with a head of classes, and those that learnt text alone"
             )
         self.source, self.vocabulary = source, Vocabulary(source.vocabulary)
-        self.mesh: Mesh = meshes.everywhere(source.model)
-        self.params = start.params(source, self.mesh)
-        self.checkpoint = _known(source, self.params)
         self._likelihood = self._engine = None
+
+    def load(self) -> None:
+        self.mesh: Mesh = meshes.everywhere(self.source.model)
+        self.params = start.params(self.source, self.mesh)
+        self.checkpoint = _known(self.source, self.params)
+
+    def fold(self, benchmark: str) -> int | None:
+        """Of a benchmark, the one that it was fine-tuned on: what is dev in another it has seen."""
+        task = self.task
+        if task is None or task.fold < 0 or BENCHMARKS[benchmark].folds < 2:
+            return None
+        return task.fold if benchmark in task.train.split("+") else None
+
+    @property
+    def seed(self) -> int | None:
+        """Of the fine-tuning, where it has a head."""
+        experiment = self.source.experiment
+        return experiment.run.seed if experiment and self.has_head else None
 
     @property
     def has_head(self) -> bool:
@@ -104,8 +119,7 @@ class Candidate:
         exam = Exam(experiment, self.mesh, form, split)
         with tqdm(total=exam.batches, desc=f"{split.benchmark} {split.name}", unit="batch") as bar:
             scores = exam(self.params, bar.update)
-        seed = experiment.run.seed
-        return [Answers(split, CLASSIFIER, scores, None, self.checkpoint, seed)]
+        return [Answers(split, CLASSIFIER, scores, None, self.checkpoint, self.seed)]
 
     def by_likelihood(self, split: Split, forms: Sequence[str], shots: ask.Shots) -> list[Answers]:
         if self._likelihood is None:
@@ -133,7 +147,7 @@ class Candidate:
 
 def run(place: str, asked: Asked, output: epath.Path, store: str | None) -> list[epath.Path]:
     """Scores `place` into `output`, and returns what to look at. Everything that can be refused is
-    refused before the model is loaded.
+    refused before anything is asked.
 
     store: that it was trained on, for contamination.
 
@@ -143,16 +157,25 @@ def run(place: str, asked: Asked, output: epath.Path, store: str | None) -> list
     """
     if output.is_file():
         raise UserError(f"--output={output} is a file; name a folder")
-    splits = [_limited(_read(name, asked, asked.split), asked.limit) for name in asked.tasks]
+    candidate = Candidate(place)
+    folds = {name: candidate.fold(name) for name in asked.tasks if name in BENCHMARKS}
+    splits = [
+        _limited(_read(name, asked, asked.split, folds.get(name)), asked.limit)
+        for name in asked.tasks
+    ]
     for split in splits:
         _check(split, asked)
-    shots = [_shots(name, split, asked) for name, split in zip(asked.tasks, splits, strict=True)]
+    shots = [
+        _shots(name, split, asked, folds.get(name))
+        for name, split in zip(asked.tasks, splits, strict=True)
+    ]
     trained_on = TokenStore(store, "train") if store else None
-    candidate = Candidate(place)
     forms = [candidate.forms(split, asked.forms) for split in splits]
-    for split, of_split, before in zip(splits, forms, shots, strict=True):
+    for split, of_split in zip(splits, forms, strict=True):
         _check_forms(candidate, split, of_split, asked)
-        _check_output(output, candidate, split, [before.said(form) for form in of_split], asked)
+    candidate.load()
+    for split, of_split, before in zip(splits, forms, shots, strict=True):
+        _check_output(output, candidate, split, of_split, before, asked)
     found: Any = contamination.find(splits, trained_on) if trained_on else [None] * len(splits)
     for split, of_split, before, dirty in zip(splits, forms, shots, found, strict=True):
         if candidate.has_head:
@@ -168,8 +191,9 @@ def run(place: str, asked: Asked, output: epath.Path, store: str | None) -> list
     return page.write(output)
 
 
-def _read(name: str, asked: Asked, split: str) -> Split:
-    return read(name, Path(asked.benchmarks), split, other_version=asked.other_version)
+def _read(name: str, asked: Asked, split: str, fold: int | None) -> Split:
+    folder = Path(asked.benchmarks)
+    return read(name, folder, split, fold=fold, other_version=asked.other_version)
 
 
 def _limited(split: Split, limit: int | None) -> Split:
@@ -196,11 +220,11 @@ def _check(split: Split, asked: Asked) -> None:
         )
 
 
-def _shots(name: str, split: Split, asked: Asked) -> ask.Shots:
+def _shots(name: str, split: Split, asked: Asked, fold: int | None) -> ask.Shots:
     if not asked.shots:
         return ask.NO_SHOTS
     try:
-        train = _read(name, asked, "train")
+        train = _read(name, asked, "train", fold)
     except UserError as error:
         raise UserError(f"--shots={asked.shots} are drawn from the train split: {error}") from error
     return ask.draw(train, split, asked.shots, asked.seed)
@@ -230,12 +254,19 @@ def _check_forms(candidate: Candidate, split: Split, forms: Sequence[str], asked
 
 
 def _check_output(
-    output: epath.Path, candidate: Candidate, split: Split, forms: Sequence[str], asked: Asked
+    output: epath.Path,
+    candidate: Candidate,
+    split: Split,
+    forms: Sequence[str],
+    shots: ask.Shots,
+    asked: Asked,
 ) -> None:
     """What `folder.add` would refuse, before the work is done."""
-    names = {(split.benchmark, split.name, _said(form, asked.limit)) for form in forms}
+    seed = candidate.seed if candidate.has_head else shots.seed
+    said = [_said(shots.said(form), asked.limit) for form in forms]
+    keys = {(split.benchmark, split.name, form, seed) for form in said}
     for old in folder.read(output) if (output / folder.FILE).exists() else ():
-        if old.key[:3] in names and old.checkpoint["sha256"] != candidate.checkpoint["sha256"]:
+        if old.key in keys and old.checkpoint["sha256"] != candidate.checkpoint["sha256"]:
             raise UserError(
                 f"--output={output} has {old} of {old.checkpoint['place']}, another checkpoint; "
                 "name another folder, or remove this one"

@@ -7,22 +7,28 @@ DIR/seed_1, ... are runs like any other: a killed one goes on with the same comm
 is each seed in turn; it draws the head, the order of items and dropout.
 
 Which save is taken is decided on dev alone: config.task.select="last" is the end of the run,
-"best" the save with the highest accuracy on dev, of equals the earlier one. The test split is read
-with --test only, when every seed has its save; DIR/scores says so by having it, and then it is not
-scored again. DIR/results.json has the scores of all seeds, their mean and its 95 % interval
-(Student's), DIR/scores the answers, and a page.
+"best" the save with the highest accuracy on dev, of equals the earlier one. The test split is asked
+with --test only, when every seed has its save, and each save is asked once: its answers are in
+DIR/scores, and numbers come from there. DIR/results.json has the scores of the seeds, their mean
+and its 95 % interval (Student's), and whether the test was asked.
+
+This is for one process. On several hosts train each seed with `python -m biomedlm_jax.main`, and
+ask it with `python -m biomedlm_jax.evaluate`.
 """
 
 import dataclasses
 import json
+import os
 from typing import Any
 
+import jax
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from biomedlm_jax import entry, journal
+from biomedlm_jax import entry, hosts, journal
 from biomedlm_jax.benchmarks import read
+from biomedlm_jax.benchmarks.apart import check_apart
 from biomedlm_jax.benchmarks.item import Split
 from biomedlm_jax.config import Experiment, Task
 from biomedlm_jax.entry import UserError
@@ -43,35 +49,51 @@ def finetune(
     """Runs, selects and scores; returns what is in results.json.
 
     Raises:
-      UserError: the settings are not of a task with a dev split, or the test split was scored
-        before; besides, see `train.fit`.
+      UserError: the settings are not of a task with a dev split, or the test split can not be asked
+        or has items that are trained on, before anything runs; besides, see `train.fit`.
     """
     task = checked(experiment, seeds)
-    done = [seed for seed in seeds if _of(workdir, task.dev, "test", seed)]
-    if test and done:
-        raise UserError(
-            f"{workdir / SCORES} has the test split of {task.dev} scored with seeds {done}; a test "
-            "is read once. Leave --test out, or name another --workdir"
-        )
+    if test:
+        _check_test(task)
     for seed in seeds:
         run = dataclasses.replace(experiment.run, seed=seed)
         fit(dataclasses.replace(experiment, run=run), workdir / f"seed_{seed}")
-    chosen = {seed: selected(workdir / f"seed_{seed}", task) for seed in seeds}
-    found = {"dev": {seed: answer(workdir, seed, chosen[seed], "dev") for seed in seeds}}
-    if test:
-        found["test"] = {seed: answer(workdir, seed, chosen[seed], "test") for seed in seeds}
+    saves = {seed: selected(workdir / f"seed_{seed}", task) for seed in seeds}
+    for split in ("dev", "test") if test else ("dev",):
+        for seed in seeds:
+            if known(workdir, task, split, seed, saves[seed]) is None:
+                answer(workdir, seed, saves[seed], split)
     results = {
         "benchmark": task.dev,
         "train": task.train,
         "select": task.select,
-        "test_was_scored": test,
-        "saves": chosen,
-        **{split: _summary(scores) for split, scores in found.items()},
+        "saves": saves,
     }
+    for split in ("dev", "test"):
+        found = {seed: known(workdir, task, split, seed, saves[seed]) for seed in seeds}
+        asked = {seed: record for seed, record in found.items() if record is not None}
+        results[split] = _summary(asked) if len(asked) == len(seeds) else None
+    results["test_was_asked"] = results["test"] is not None
     with appearing(workdir / RESULTS) as file:
         file.write(json.dumps(results, indent=2).encode() + b"\n")
     page.write(workdir / SCORES)
     return results
+
+
+def _check_test(task: Task) -> None:
+    """Raises UserError where the test split can not be asked, or gives nothing to learn from."""
+    split = asked_of(task, "test")
+    if hidden := sum(item.label is None for item in split.items):
+        raise UserError(
+            f"--test: the owners of {task.dev} keep {hidden:,} of its answers to themselves; leave "
+            "--test out, and dev is scored"
+        )
+    fold = None if task.fold < 0 else task.fold
+    folder_of = epath.Path(task.benchmarks)
+    learned = read.read_many(
+        task.train, folder_of, "train", fold=fold, other_version=task.other_version
+    )
+    check_apart(learned, split)
 
 
 def checked(experiment: Experiment, seeds: list[int]) -> Task:
@@ -81,8 +103,8 @@ def checked(experiment: Experiment, seeds: list[int]) -> Task:
         raise UserError("config.task.dev names nothing to select by; use a config of fine-tuning")
     if task.objective not in ("multiple_choice", "classification"):
         raise UserError(
-            f"config.task.objective={task.objective!r} has no choices to score here; train with "
-            "`python -m biomedlm_jax.main`, and let the model write"
+            f"config.task.objective={task.objective!r} has no choices to score; train with `python "
+            "-m biomedlm_jax.main`, and export with hf.save, whose model card says how to ask it"
         )
     if len(set(seeds)) < max(len(seeds), 1):
         raise UserError(f"--seeds={seeds}: give each seed once")
@@ -109,14 +131,36 @@ def selected(run: epath.Path, task: Task) -> int:
     return min(ranked)[1]
 
 
-def answer(workdir: epath.Path, seed: int, step: int, split: str) -> dict[str, float]:
-    """What the save of `step` says to a split, scored into the folder."""
+def answer(workdir: epath.Path, seed: int, step: int, split: str) -> None:
+    """Asks the save of `step` a split, and puts its answers into the folder of scores."""
     candidate = Candidate(str(workdir / f"seed_{seed}"), step)
+    candidate.load()
     assert candidate.task is not None, "a run that was fine-tuned has a task"
     (answers,) = candidate.by_head(asked_of(candidate.task, split))
-    found = folder.add(workdir / SCORES, answers, None).scores
-    measured = {"accuracy": found["accuracy"]["value"]}
-    return measured | ({"macro_f1": found["macro_f1"]} if "macro_f1" in found else {})
+    folder.add(workdir / SCORES, answers, None)
+
+
+def known(
+    workdir: epath.Path, task: Task, split: str, seed: int, step: int
+) -> dict[str, float] | None:
+    """The scores of a save in the folder of scores; None where it was not asked yet.
+
+    Raises:
+      UserError: another save of this seed was.
+    """
+    there = workdir / SCORES / folder.FILE
+    for record in folder.read(workdir / SCORES) if there.exists() else []:
+        if (record.benchmark, record.split, record.seed) == (task.dev, split, seed):
+            if record.checkpoint.get("step") != step:
+                raise UserError(
+                    f"{there} has {record} of the save of step {record.checkpoint.get('step')}, "
+                    f"and step {step} would be taken now; a test is asked once, so name another "
+                    "--workdir"
+                )
+            found = record.scores
+            measured = {"accuracy": found["accuracy"]["value"]}
+            return measured | ({"macro_f1": found["macro_f1"]} if "macro_f1" in found else {})
+    return None
 
 
 def asked_of(task: Task, split: str) -> Split:
@@ -124,12 +168,6 @@ def asked_of(task: Task, split: str) -> Split:
     return read.read(
         task.dev, epath.Path(task.benchmarks), split, fold=fold, other_version=task.other_version
     )
-
-
-def _of(workdir: epath.Path, benchmark: str, split: str, seed: int) -> bool:
-    there = workdir / SCORES / folder.FILE
-    records = folder.read(workdir / SCORES) if there.exists() else []
-    return any((x.benchmark, x.split, x.seed) == (benchmark, split, seed) for x in records)
 
 
 def _summary(scores: dict[int, dict[str, float]]) -> dict[str, Any]:
@@ -153,7 +191,17 @@ def main() -> None:
     except ValueError as error:
         raise UserError(f"--seeds={','.join(given.seeds)}: {error}") from error
     experiment = build(Experiment, given.config.to_dict())
-    results = finetune(experiment, epath.Path(given.workdir), seeds, test=given.test)
+    hosts.connect(None, None, None, experiment.run.wait_seconds)
+    if jax.process_count() > 1:
+        raise UserError(
+            f"this is one of {jax.process_count()} processes, and seeds are scored by one; train "
+            "each seed with `python -m biomedlm_jax.main --config.run.seed=...` on all hosts, and "
+            "ask it with `python -m biomedlm_jax.evaluate`"
+        )
+    workdir = epath.Path(given.workdir)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
+    results = finetune(experiment, workdir, seeds, test=given.test)
     print(json.dumps(results, indent=2))
 
 

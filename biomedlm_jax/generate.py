@@ -77,6 +77,12 @@ class Engine:
     def __init__(
         self, model: Model, params: dict, vocabulary: Vocabulary, mesh: Mesh, *, slots: int
     ) -> None:
+        if more := model.vocab - vocabulary.size:
+            raise UserError(
+                f"the model has {more} tokens more than its vocabulary, those of the prompts that "
+                "it was fine-tuned with, and nothing here puts them into a prompt; export it with "
+                "`python -m biomedlm_jax.hf.save`, whose model card says how to ask it"
+            )
         self.model, self.vocabulary, self.slots = model, vocabulary, slots
         mesh = slots_on.without_context(mesh)
         groups = slots_on.groups(mesh)

@@ -47,9 +47,9 @@ class Judge:
                 raise UserError(
                     f"{what} at step {step}; that is {skipped} updates in a row that were left "
                     f"out, and config.run.max_skipped={self.run.max_skipped} allows no more. "
-                    f"{_last(saved)}. Its batch has {_some(found)}: look at "
-                    f"`python -m biomedlm_jax.pipeline.inspect --step={step - 1}`, or lower "
-                    "config.optimizer.peak_lr"
+                    f"{_last(saved)}. Its batch has {_some(found)}: look at those "
+                    f"(`python -m biomedlm_jax.pipeline.inspect --step={step - 1}` shows documents "
+                    "of a store), or lower config.optimizer.peak_lr"
                 )
             self.say(f"step {step}: {what}; the update was left out. Its batch has {_some(found)}")
             return

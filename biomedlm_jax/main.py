@@ -76,19 +76,30 @@ def description(experiment: Experiment, devices: int | None = None) -> str:
         table = sharding.table(experiment, axes)
 
     model, run, chosen = experiment.model, experiment.run, experiment.optimizer
-    rate = schedule(experiment)
+    rate, task = schedule(experiment), experiment.task
     warmup = chosen.warmup_steps
     steps = [0, warmup // 2, warmup, run.steps // 3, run.steps // 2, run.steps]
-    batch = experiment.data.batch * model.context
+    items = experiment.data.batch
+    batch, unread = items * model.context, "config.data.store"
+    sizes_of_run = [
+        f"global batch    {batch:,} tokens ({items:,} x {model.context:,})",
+        f"run             {run.steps:,} steps, {run.steps * batch:,} tokens",
+    ]
+    if task is not None:
+        unread = "config.start, config.task.benchmarks"
+        sizes_of_run = [
+            f"global batch    {items:,} items of {task.train}, rows of up to {task.length:,} tokens",
+            f"run             {run.steps:,} steps, {run.steps * items:,} items",
+        ]
     lines = [
         f"parameters      {model.parameters:,}",
         f"stored on mesh  {model.padded_vocab - model.vocab} rows of padding besides, for a "
         f"vocabulary of {model.vocab:,} padded to {model.padded_vocab:,}",
-        f"global batch    {batch:,} tokens ({experiment.data.batch:,} x {model.context:,})",
+        sizes_of_run[0],
         f"mesh            {mesh}; -1 takes the devices that are left",
-        f"run             {run.steps:,} steps, {run.steps * batch:,} tokens",
-        f"flops           {model.flops_per_token:,} per token (6 N + 12 L d T)",
-        "not checked     config.data.store, and whether the mesh fits the devices",
+        sizes_of_run[1],
+        f"flops           {model.flops_per_token:,} per token ({model.flops_in_words})",
+        f"not checked     {unread}, and whether the mesh fits the devices",
         *(
             f"learning rate   {float(np.asarray(rate(step))):.5g} at step {step:,}"
             for step in steps

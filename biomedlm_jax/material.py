@@ -121,7 +121,7 @@ class Items:
 
     def score(self, params: dict, each: Each) -> tuple[dict[str, float], str]:
         assert self._exam is not None
-        found = summary(self._exam(params, each), self._exam.split.items)
+        found = summary(self._exam(params, each), self._exam)
         words = ", ".join(f"{name.removeprefix('held_out_')} {x:.4f}" for name, x in found.items())
         return found, f"{self._exam.split.benchmark} {self._exam.split.name}: {words}"
 
@@ -149,7 +149,7 @@ def _vocabulary(
     assert task is not None
     if task.vocabulary:
         return Vocabulary(epath.Path(task.vocabulary)), None
-    if (workdir / "vocabulary").is_dir():
+    if (workdir / "config.json").is_file():  # the last that a run's folder gets
         return Vocabulary(workdir / "vocabulary"), None
     if not experiment.start:
         raise UserError(

@@ -56,6 +56,12 @@ def check(experiment: Experiment, axes: dict[str, int]) -> None:
             f"config.run.accumulate={experiment.run.accumulate} does not divide the "
             f"{rows // groups} rows of config.data.batch={rows} that a device computes"
         )
+    task, pieces = experiment.task, axes["context"]
+    if task is not None and task.length % pieces:
+        raise UserError(
+            f"config.task.length={task.length} does not split over config.mesh.context={pieces}; "
+            f"{task.length // pieces * pieces} or {(task.length // pieces + 1) * pieces} would"
+        )
     _check_model(model, axes)
 
 

@@ -350,8 +350,9 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
 
 
-def plot(workdir: epath.Path) -> epath.Path:
-    """Draws the loss of training and of held-out text from metrics.jsonl into loss.png."""
+def plot(workdir: epath.Path, unit: str) -> epath.Path:
+    """Draws the loss of training and of what is held out from metrics.jsonl into loss.png. unit: of
+    the loss."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -361,7 +362,7 @@ def plot(workdir: epath.Path) -> epath.Path:
         points = [(line["step"], line[name]) for line in lines if name in line]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
-    axes.set(xlabel="step", ylabel="loss, nats per token", title=str(workdir))
+    axes.set(xlabel="step", ylabel=f"loss, {unit}", title=str(workdir))
     axes.grid(alpha=0.3)
     axes.legend()
     with (workdir / "loss.png").open("wb") as file:

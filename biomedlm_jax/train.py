@@ -196,6 +196,7 @@ def fit(
                 with writer.clock.doing("compiling"):
                     programs[shape] = train_step.lower(state, *batch).compile()
                 if len(programs) > 1:
+                    profiler.step(done)
                     state, metrics = programs[shape](state, *batch)
                 else:
                     startup.done("compile")
@@ -210,7 +211,7 @@ def fit(
         if unfinished:
             writer.event("end", run.steps, goodput=writer.goodput())
     if hosts.primary():
-        plot(workdir)
+        plot(workdir, experiment.unit)
     return state
 
 

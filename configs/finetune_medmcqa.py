@@ -1,7 +1,8 @@
 """MedMCQA: questions of Indian entrance examinations with four options.
 
 Run:     python -m biomedlm_jax.finetune --config=configs/finetune_medmcqa.py
-         --workdir=runs/finetune_medmcqa --seeds=1,2,3 --test
+         --workdir=runs/finetune_medmcqa --seeds=1,2,3
+         (its owners keep the answers of its test split to themselves)
 Model:   BioMedLM, 2,594,247,680 parameters, all of them trained
 Items:   3 epochs of 182,822 in batches of 32: 5,714 steps an epoch
 Expect:  57.3 % on dev in the paper (arXiv 2403.18421, table 7, which calls it test)

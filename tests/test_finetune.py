@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from biomedlm_jax import finetune, start, train
+from biomedlm_jax import finetune, generate, mesh, start, train
 from biomedlm_jax.benchmarks.batches import Questions
 from biomedlm_jax.benchmarks.item import Item, Split
 from biomedlm_jax.benchmarks.prompts import Form
@@ -252,9 +252,15 @@ def test_seeds_are_trained_selected_on_dev_and_tested_once(experiment, tmp_path,
     real = finetune.asked_of
     monkeypatch.setattr(finetune, "asked_of", lambda *x: asked.append(x[1]) or real(*x))
     place = epath.Path(tmp_path / "runs")
+    with monkeypatch.context() as patch:  # ended while the second seed's test would be asked
+        real_answer = finetune.answer
+        patch.setattr(finetune, "answer", lambda *x: real_answer(*x) if x[3] == "dev" else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            finetune.finetune(experiment, place, [1, 2], test=True)
     found = finetune.finetune(experiment, place, [1, 2], test=True)
-    assert asked == ["dev", "dev", "test", "test"]
+    assert asked == ["test", "dev", "dev", "test", "test", "test"]  # the check, and each once
     assert found == json.loads((place / "results.json").read_text(), object_hook=numbers)
+    assert found["test_was_asked"]
     for split in ("dev", "test"):
         seeds = found[split]["accuracy"]["seeds"]
         assert found[split]["accuracy"]["value"] == pytest.approx(np.mean(list(seeds.values())))
@@ -264,8 +270,30 @@ def test_seeds_are_trained_selected_on_dev_and_tested_once(experiment, tmp_path,
         assert found["dev"]["accuracy"]["seeds"][seed] == pytest.approx(scored[save])
         assert scored[save] == max(scored[3], scored[6])
     assert (place / "scores/report.html").is_file()
-    with pytest.raises(UserError, match="has the test split of pubmedqa scored with seeds"):
-        finetune.finetune(experiment, place, [1, 2], test=True)
+    # Without --test nothing of it is lost, and nothing is asked again.
+    monkeypatch.setattr(finetune, "answer", lambda *x: 1 / 0)
+    assert finetune.finetune(experiment, place, [1, 2], test=False) == found
+    with pytest.raises(UserError, match=r"of the save of step \d, and step 9 would be taken now"):
+        finetune.known(place, experiment.task, "test", 1, 9)
+
+
+def test_a_test_without_answers_or_with_what_is_trained_on_is_refused_first(
+    experiment, tmp_path, monkeypatch
+):
+    place, real = epath.Path(tmp_path / "runs"), finetune.asked_of
+
+    def other(task, split, change):
+        found = real(task, split)
+        return dataclasses.replace(found, items=tuple(map(change, found.items)))
+
+    hidden = lambda item: dataclasses.replace(item, label=None)  # noqa: E731
+    monkeypatch.setattr(finetune, "asked_of", lambda task, split: other(task, split, hidden))
+    with pytest.raises(UserError, match="keep 9 of its answers to themselves"):
+        finetune.finetune(experiment, place, [1], test=True)
+    monkeypatch.setattr(finetune, "asked_of", lambda task, split: real(task, "train"))
+    with pytest.raises(UserError, match="22 of the items of pubmedqa to train on are in the train"):
+        finetune.finetune(experiment, place, [1], test=True)
+    assert not place.exists()
 
 
 def numbers(pairs: dict) -> dict:
@@ -289,3 +317,18 @@ def test_what_can_not_be_selected_is_refused_before_it_runs(experiment, changes,
     with pytest.raises(UserError, match=message):
         finetune.finetune(changed(experiment, **changes), place, [1], test=False)
     assert not place.exists()
+
+
+def test_rows_split_over_the_context_axis_or_are_refused():
+    tuned = fine_tuning("classification", length=30)
+    axes = dict(data=1, fsdp=1, model=1)
+    mesh.check(tuned, {**axes, "context": 2})
+    with pytest.raises(UserError, match="length=30 does not split over .*=4; 28 or 32 would"):
+        mesh.check(tuned, {**axes, "context": 4})
+
+
+def test_a_model_with_tokens_of_a_task_does_not_write_here(base, vocabulary):
+    tuned, devices = on(fine_tuning("generation", model=dict(vocab=302)), 1, 1, 1)
+    params = started(tuned, devices).params
+    with pytest.raises(UserError, match="has 2 tokens more than its vocabulary.*hf.save"):
+        generate.Engine(tuned.model, params, Vocabulary(vocabulary), devices, slots=1)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from biomedlm_jax import step
 from biomedlm_jax.benchmarks.batches import filled
-from biomedlm_jax.benchmarks.item import Item, Split
+from biomedlm_jax.benchmarks.item import Split
 from biomedlm_jax.benchmarks.prompts import Form
 from biomedlm_jax.config import Experiment
 from biomedlm_jax.entry import UserError
@@ -27,6 +27,7 @@ class Exam:
 
     Attributes:
       batches: that go through the model.
+      learned: tokens of each item that generation and next_token learn, int [items].
 
     Raises:
       UserError: see `Form.rows`; or items with another number of classes than the head.
@@ -42,6 +43,7 @@ class Exam:
             )
         rows = form.rows(split.items, split.kind)
         self._rows = [row for mine in rows for row in mine]
+        self.learned = np.array([len(mine[0].tokens) - mine[0].learned for mine in rows])
         self._of = np.repeat(np.arange(len(rows)), [len(mine) for mine in rows])
         self._at_once = ROWS * int(np.prod([mesh.shape[axis] for axis in BATCH]))
         # The longest first, so that what does not fit in memory does not fit at once.
@@ -89,11 +91,12 @@ class Exam:
         return jax.make_array_from_callback(whole.shape, place, lambda at: whole[at])
 
 
-def summary(scores: Float[np.ndarray, "N K"], items: tuple[Item, ...]) -> dict[str, float]:
-    """held_out_loss, nats an item, and of choices accuracy, of items with labels."""
+def summary(scores: Float[np.ndarray, "N K"], exam: Exam) -> dict[str, float]:
+    """held_out_loss in the unit of the training loss, nats per learned token, or per item of a
+    choice, and of choices accuracy."""
     if scores.shape[1] == 1:
-        return {"held_out_loss": float(scores.mean())}
-    labels = np.array([item.label for item in items])
+        return {"held_out_loss": float(scores.sum() / exam.learned.sum())}
+    labels = np.array([item.label for item in exam.split.items])
     logits = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
     nats = -logits[np.arange(len(labels)), labels]
     accuracy = float((scores.argmax(1) == labels).mean())

@@ -71,7 +71,7 @@ It learned to go on after `question<|startoftext|>`, with an answer that the end
     question = "Can you tell me what prevents scurvy?"
     rows = tokenizer(f"{{question}}<|startoftext|>", return_tensors="pt")
     with torch.no_grad():
-        written = model.generate(**rows, max_new_tokens=8, do_sample=False)[0]
+        written = model.generate(**rows, max_length={length}, do_sample=False)[0]
     answer = tokenizer.decode(written[rows["input_ids"].shape[1] :], skip_special_tokens=True)
 """,
 }

@@ -81,7 +81,8 @@ def learning(record: Record) -> list[Any]:
         Curve("training", series(train, "loss"), 0),
         Curve("held out", series(record.evaluations, "held_out_loss"), 1, dots=True),
     ]
-    found = _figure("Loss, nats per token", losses, end, height=300, logarithmic=True)
+    caption = f"Loss, {record.claim.experiment.unit}"
+    found = _figure(caption, losses, end, height=300, logarithmic=True)
     few = _figure(
         "Learning rate", [Curve("rate", series(train, "learning_rate"), 3)], end, height=190
     )
