@@ -88,7 +88,7 @@ def description(experiment: Experiment, devices: int | None = None) -> str:
     if task is not None:
         unread = "config.start, config.task.benchmarks"
         sizes_of_run = [
-            f"global batch    {items:,} items of {task.train}, rows of up to {task.length:,} tokens",
+            f"global batch    {items:,} items of {task.train}, up to {task.length:,} tokens a row",
             f"run             {run.steps:,} steps, {run.steps * items:,} items",
         ]
     lines = [

@@ -323,12 +323,12 @@ def test_rows_split_over_the_context_axis_or_are_refused():
     tuned = fine_tuning("classification", length=30)
     axes = dict(data=1, fsdp=1, model=1)
     mesh.check(tuned, {**axes, "context": 2})
-    with pytest.raises(UserError, match="length=30 does not split over .*=4; 28 or 32 would"):
+    with pytest.raises(UserError, match=r"length=30 does not split over .*=4; 28 or 32 would"):
         mesh.check(tuned, {**axes, "context": 4})
 
 
 def test_a_model_with_tokens_of_a_task_does_not_write_here(base, vocabulary):
     tuned, devices = on(fine_tuning("generation", model=dict(vocab=302)), 1, 1, 1)
     params = started(tuned, devices).params
-    with pytest.raises(UserError, match="has 2 tokens more than its vocabulary.*hf.save"):
+    with pytest.raises(UserError, match=r"has 2 tokens more than its vocabulary.*hf.save"):
         generate.Engine(tuned.model, params, Vocabulary(vocabulary), devices, slots=1)
