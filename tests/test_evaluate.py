@@ -145,12 +145,14 @@ def test_a_fine_tuned_model_answers_by_its_head(tuned, questions, vocabulary, tm
         evaluate.run(str(workdir), asked(questions, "medqa", forms=("letters",)), out, None)
 
 
-def test_examples_are_of_the_train_split(questions, tmp_path):
+def test_examples_are_of_the_train_split(checkpoint, tmp_path):
     apart = write(tmp_path / "qa", {"US/test.jsonl": medqa(3, "Dorpa")})
     with pytest.raises(
         UserError, match=r"--shots=1 are drawn .*: there is no train split of medqa"
     ):
-        evaluate.run("nowhere", asked(apart, "medqa", shots=1), epath.Path(tmp_path / "x"), None)
+        evaluate.run(
+            str(checkpoint), asked(apart, "medqa", shots=1), epath.Path(tmp_path / "x"), None
+        )
 
 
 def test_texts_are_written(checkpoint, questions, tmp_path):
@@ -219,14 +221,26 @@ def by_hand(params, experiment, vocabulary, split) -> np.ndarray:
         (["medquad"], {"split": "train"}, "say how long one may be with --max_tokens"),
     ],
 )
-def test_what_can_not_be_asked_is_refused_before_a_model_is_opened(
-    tasks, settings, said, questions, tmp_path
+def test_what_can_not_be_asked_is_refused_before_weights_are_read(
+    tasks, settings, said, checkpoint, questions, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(evaluate.start, "params", lambda *x: 1 / 0)
     with pytest.raises(UserError, match=said):
         evaluate.run(
-            "nowhere", asked(questions, *tasks, **settings), epath.Path(tmp_path / "x"), None
+            str(checkpoint), asked(questions, *tasks, **settings), epath.Path(tmp_path / "x"), None
         )
     assert not (tmp_path / "x").exists()
+
+
+def test_dev_is_that_of_the_fold_that_was_learned(tuned):
+    candidate = evaluate.Candidate(str(tuned[0]))
+    assert candidate.fold("pubmedqa") is None
+    third = dataclasses.replace(candidate.task, train="medqa+pubmedqa", fold=3)
+    candidate.task = third
+    assert candidate.fold("pubmedqa") == 3
+    assert candidate.fold("medqa") is None
+    candidate.task = dataclasses.replace(third, train="medqa")
+    assert candidate.fold("pubmedqa") is None
 
 
 @pytest.mark.slow
