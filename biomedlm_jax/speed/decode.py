@@ -50,6 +50,7 @@ MODEL = Model(  # of configs/pretrain_125m.py
 class Numbers:
     """A vocabulary for what is generated here, which has no text."""
 
+    size = MODEL.vocab
     eos_id = MODEL.vocab  # which is no token, so nothing ends early
 
     def decode(self, ids: list[int]) -> str:
