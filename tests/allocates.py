@@ -27,10 +27,10 @@ def main() -> None:
     function, operands = program(jax.devices()[0], experiment=dataclasses.asdict(experiment))
     compiled = function.lower(*operands).compile()
     before = resident()
-    state, tokens = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype)), operands)
-    jax.block_until_ready(state)
+    operands = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype)), operands)
+    jax.block_until_ready(operands)
     whole.forget_peak()
-    jax.block_until_ready(compiled(state, tokens))
+    jax.block_until_ready(compiled(*operands))
     print(json.dumps({"memory": whole.memory(compiled), "allocated": whole.peak() - before}))
 
 

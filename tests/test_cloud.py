@@ -58,6 +58,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
+@pytest.mark.slow
 def test_a_build_on_the_cloud_is_the_build_on_a_disk(cloud, built, tmp_path):
     """From files in a bucket to a store in a bucket, killed once on the way; TensorFlow is not
     imported for it."""

@@ -334,6 +334,7 @@ def test_real_citations_of_several_sources(tmp_path):
     assert sum(manifest["counts"]["abstract"].values()) == read["citations"]
 
 
+@pytest.mark.slow
 @needs_real_articles
 def test_real_licences(tmp_path):
     """Every class agrees with that of the data's keepers, or the article's own words are why."""

@@ -161,6 +161,7 @@ def test_a_megabyte_without_a_space(pair):
     agree(*pair, long())
 
 
+@pytest.mark.slow
 @needs_data
 def test_ten_thousand_real_lines_by_gpt2(gpt2):
     agree(*gpt2, real())
