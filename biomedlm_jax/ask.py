@@ -22,6 +22,7 @@ import numpy as np
 from biomedlm_jax.benchmarks.apart import without
 from biomedlm_jax.benchmarks.item import Item, Kind, Split
 from biomedlm_jax.benchmarks.plain import LETTERS, plain
+from biomedlm_jax.benchmarks.prompts import Form
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.generate import Engine, Request, joined, stream
 from biomedlm_jax.likelihood import LogLikelihood, Pair
@@ -129,25 +130,28 @@ def written(
         [[prompt] for prompt in prompts], split.kind, shots, engine.vocabulary, context - max_tokens
     )
     requests = [
-        Request(
-            prompt=tuple(whole[max_tokens - context :]),
-            max_tokens=max_tokens,
-            temperature=0.0,
-            top_k=0,
-            top_p=1.0,
-            repetition_penalty=1.0,
-            seed=0,
-            stop=(STOP,),
-        )
-        for ((_, whole),) in ids
+        _greedy(whole[max_tokens - context :], max_tokens, (STOP,)) for ((_, whole),) in ids
     ]
-    pieces = [[] for _ in requests]
-    for number, piece in stream(engine, requests):
-        pieces[number].append(piece)
-        each(1 if piece.finish else 0)
-    texts = tuple(joined(of_one).text.strip() for of_one in pieces)
+    texts = _texts(engine, requests, each)
     how = how | {"max_tokens": max_tokens}
     return _answers(split, GENERATED, None, texts, checkpoint | {"asked": how}, shots)
+
+
+def taught(
+    split: Split, engine: Engine, form: Form, each: Each = lambda texts: None
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """(greedy texts of a model that was fine-tuned to write, each after the prompt it learned; how
+    it was asked, for a record). A text has as many tokens as an answer that was learned from.
+
+    form: of the fine-tuning, for generation.
+
+    Raises:
+      UserError: see `Form.rows`.
+    """
+    rows = form.rows(split.items, split.kind)
+    room = form.length - max(mine[0].learned for mine in rows)
+    requests = [_greedy(mine[0].tokens[: mine[0].learned].tolist(), room, ()) for mine in rows]
+    return _texts(engine, requests, each), {"max_tokens": room}
 
 
 def prompt(item: Item, form: str, kind: Kind) -> str:
@@ -159,6 +163,27 @@ def options(item: Item, form: str) -> list[str]:
     """What may follow the prompt, as `plain` writes it."""
     names = LETTERS[: len(item.options)] if form == LETTER else item.options
     return [f" {name}" for name in names]
+
+
+def _greedy(prompt: Sequence[int], max_tokens: int, stop: tuple[str, ...]) -> Request:
+    return Request(
+        prompt=tuple(prompt),
+        max_tokens=max_tokens,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        seed=0,
+        stop=stop,
+    )
+
+
+def _texts(engine: Engine, requests: Sequence[Request], each: Each) -> tuple[str, ...]:
+    pieces = [[] for _ in requests]
+    for number, piece in stream(engine, requests):
+        pieces[number].append(piece)
+        each(1 if piece.finish else 0)
+    return tuple(joined(of_one).text.strip() for of_one in pieces)
 
 
 def _nats(

@@ -285,6 +285,48 @@ class Experiment:
             raise UserError(f"config: {'; '.join(wrong)}")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What was fine-tuned for each benchmark: a run, or the --workdir of `finetune`, of which each
+    seed is asked; "" is nothing."""
+
+    medmcqa: str
+    medqa: str
+    mmlu: str
+    pubmedqa: str
+    bioasq: str
+    meqsum: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Questions to checkpoints, in place of an experiment; see `evaluate.py`. Several splits or
+    forms have + between them."""
+
+    start: str  # a place that `start.find` knows, asked about every split; "" is none
+    tuned: Tuned  # asked about the splits of their benchmark, besides
+    benchmarks: str  # folder with the files of their owners
+    splits: str  # of `benchmarks.read`, such as medqa/test
+    forms: str  # of `ask.FORMS`, in which start answers; "" is all that fit
+    shots: int  # examples from the train split before a question
+    seed: int  # by which they are drawn
+    max_tokens: int  # of a text that start writes
+    limit: int  # of items of each split, the first so many; 0 is all
+    other_version: bool  # files of other counts than the published are taken, and it is said
+    store: str  # that was trained on, searched for what is tested; "" is none
+
+    def __post_init__(self) -> None:
+        for name in ("shots", "limit", "max_tokens"):
+            if (value := getattr(self, name)) < (name == "max_tokens"):
+                wanted = "positive" if name == "max_tokens" else "0 or more"
+                raise UserError(f"config.{name}={value} is not {wanted}")
+        if not self.start and not any(vars(self.tuned).values()):
+            raise UserError(
+                "config.start is empty, and so is all of config.tuned, so nobody is asked; name a "
+                "run, what hf.load wrote, or hf:DIR"
+            )
+
+
 def _positive(section: Any, path: str, *names: str, or_zero: bool = False) -> None:
     for name in names:
         if (value := getattr(section, name)) < 0 or (value == 0 and not or_zero):

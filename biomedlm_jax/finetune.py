@@ -13,7 +13,7 @@ DIR/scores, and numbers come from there. DIR/results.json has the scores of the 
 and its 95 % interval (Student's), and whether the test was asked.
 
 This is for one process. On several hosts train each seed with `python -m biomedlm_jax.main`, and
-ask it with `python -m biomedlm_jax.evaluate`.
+ask it with configs/eval_paper.py.
 """
 
 import dataclasses
@@ -25,14 +25,16 @@ import jax
 from absl import flags
 from etils import epath
 from ml_collections import config_flags
+from tqdm import tqdm
 
 from biomedlm_jax import entry, hosts, journal
+from biomedlm_jax.ask import NO_SHOTS
 from biomedlm_jax.benchmarks import read
 from biomedlm_jax.benchmarks.apart import check_apart
 from biomedlm_jax.benchmarks.item import Split
+from biomedlm_jax.candidate import CLASSIFIER, RESULTS, Candidate, work
 from biomedlm_jax.config import Experiment, Task
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.evaluate import Candidate
 from biomedlm_jax.pipeline.lines import appearing
 from biomedlm_jax.saves import absolute, steps_in
 from biomedlm_jax.scoring import folder, page
@@ -40,7 +42,7 @@ from biomedlm_jax.scoring.measures import mean
 from biomedlm_jax.settings import build, check_arguments
 from biomedlm_jax.train import fit
 
-RESULTS, SCORES = "results.json", "scores"
+SCORES = "scores"
 
 
 def finetune(
@@ -136,7 +138,9 @@ def answer(workdir: epath.Path, seed: int, step: int, split: str) -> None:
     candidate = Candidate(str(workdir / f"seed_{seed}"), step)
     candidate.load()
     assert candidate.task is not None, "a run that was fine-tuned has a task"
-    (answers,) = candidate.by_head(asked_of(candidate.task, split))
+    of = asked_of(candidate.task, split)
+    with tqdm(total=work(of, (CLASSIFIER,)), desc=f"seed {seed}, {split}", unit="answer") as bar:
+        (answers,) = candidate.answers(of, (CLASSIFIER,), NO_SHOTS, 0, bar.update)
     folder.add(workdir / SCORES, answers, None)
 
 
@@ -196,7 +200,7 @@ def main() -> None:
         raise UserError(
             f"this is one of {jax.process_count()} processes, and seeds are scored by one; train "
             "each seed with `python -m biomedlm_jax.main --config.run.seed=...` on all hosts, and "
-            "ask it with `python -m biomedlm_jax.evaluate`"
+            "ask it with configs/eval_paper.py"
         )
     workdir = epath.Path(given.workdir)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

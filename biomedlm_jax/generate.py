@@ -72,12 +72,24 @@ class Engine:
       requests of their own instead.
     slots: requests that run at once; a multiple of the groups of devices that the batch is split
       over (data x fsdp x context).
+    of_prompts: tokens that the model has beyond the vocabulary, for prompts alone: they are never
+      written.
+
+    Raises:
+      UserError: the model has another number of them, or slots can not be split.
     """
 
     def __init__(
-        self, model: Model, params: dict, vocabulary: Vocabulary, mesh: Mesh, *, slots: int
+        self,
+        model: Model,
+        params: dict,
+        vocabulary: Vocabulary,
+        mesh: Mesh,
+        *,
+        slots: int,
+        of_prompts: int = 0,
     ) -> None:
-        if more := model.vocab - vocabulary.size:
+        if (more := model.vocab - vocabulary.size) != of_prompts:
             raise UserError(
                 f"the model has {more} tokens more than its vocabulary, those of the prompts that "
                 "it was fine-tuned with, and nothing here puts them into a prompt; export it with "
@@ -94,7 +106,7 @@ class Engine:
         self._each = slots // groups  # slots of a group of devices
         self._groups = groups
         self._weights = decode.weights(params, model, mesh)
-        self._programs = slots_on.programs(model, mesh)
+        self._programs = slots_on.programs(model, mesh, vocabulary.size)
         self._running: dict[int, tuple[int, Writing]] = {}  # by slot; tokens of the prompt
         self._waiting: dict[int, tuple[Request, Writing]] = {}  # have a slot, are not begun
         self._handles = 0

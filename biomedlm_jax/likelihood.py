@@ -4,16 +4,16 @@
     found = likelihood([Pair(context, continuation), ...])       # token ids
     found = likelihood.rolling([text, ...], prefix=eos_id)       # whole texts, of any length
 
-The numbers are those that lm_eval [1] has of a Hugging Face folder, truncation included. A row goes
-through the model once, however many of its tokens are asked about: letters after one question are
-one row. Only what is asked about goes through the product with the vocabulary. Rows of like length
-go together, the longest first, so that what does not fit in memory does not fit at once.
+The numbers are those that lm_eval [1] has of a Hugging Face folder, truncation included. A context
+goes through the model once, however many continuations it has: they are branches of its row
+(`model/forked.py`). Only what is asked about goes through the product with the vocabulary. Rows of
+like length go together, the longest first, so that what is too large for memory is so at once.
 
 [1] EleutherAI/lm-evaluation-harness 0.4.13: models/huggingface.py, utils.get_rolling_token_windows
 """
 
-import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -26,15 +26,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from biomedlm_jax.config import Model
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.layout import BATCH, IN_USE, all_layers, spec
+from biomedlm_jax.generation.slots import without_context
+from biomedlm_jax.layout import BATCH, IN_USE, all_layers
 from biomedlm_jax.model import gpt
+from biomedlm_jax.model.forked import forked
 from biomedlm_jax.model.layers import first_row
 
 ROWS = 8  # of a group of devices at a time
 TILE = {"cpu": 32}  # widths of rows are multiples of it; elsewhere 128, a tile of a TPU's kernels
+BRANCHES = 16  # tokens of all branches of a row: a multiple of it
 ASKED = (8, 32, 128)  # tokens of a row that are asked about: as many as one of these, or doublings
 LOGITS = 1 << 26  # numbers that a device holds at a time, 256 MiB
-_BATCH, _ROW, _WHOLE = spec("bt", IN_USE), PartitionSpec(BATCH), PartitionSpec()
+_ROW, _WHOLE = PartitionSpec(BATCH), PartitionSpec()
 
 
 class Pair(NamedTuple):
@@ -57,13 +60,32 @@ class Likelihood(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """tokens: that go through the model. places, labels: after which of them which token is asked
-    about. owners: the pairs, each with how many of these are its own, one behind the other."""
+    """stem: tokens that go through the model. branches: what goes on from it. places, labels: after
+    which token which is asked about; of the stem by its place, of branch i's number j by (i, j).
+    owners: the pairs, each with how many of these are its own, one behind the other."""
 
-    tokens: tuple[int, ...]
-    places: list[int]
+    stem: tuple[int, ...]
+    branches: list[tuple[int, ...]]
+    places: list[int | tuple[int, int]]
     labels: list[int]
     owners: list[tuple[int, int]]
+
+    @property
+    def branched(self) -> int:
+        """Tokens of all branches."""
+        return sum(map(len, self.branches))
+
+
+class _Batch(NamedTuple):
+    """Rows as arrays, int32 with B first; see `forked`. places: in stems and branches together."""
+
+    stems: np.ndarray
+    lengths: np.ndarray
+    branches: np.ndarray
+    owners: np.ndarray
+    positions: np.ndarray
+    places: np.ndarray
+    labels: np.ndarray
 
 
 class LogLikelihood:
@@ -73,13 +95,15 @@ class LogLikelihood:
     """
 
     def __init__(self, model: Model, params: dict, mesh: Mesh) -> None:
-        # Nothing is kept for a gradient, so there is nothing to compute twice.
-        self.model = dataclasses.replace(model, remat="none")
-        self._params, self._mesh = params, mesh
-        self._ask = _program(self.model, mesh)
+        self.model, self._mesh = model, without_context(mesh)
+        # The same devices in another order, perhaps; nothing moves.
+        places = gpt.specs(model, self._mesh.shape)
+        self._params = jax.device_put(params, jax.tree.map(self._on, places, is_leaf=_is_spec))
+        self._ask = _program(model, self._mesh)
+        mesh = self._mesh
         self._rows = ROWS * math.prod(mesh.shape[axis] for axis in BATCH)
         tile = TILE.get(mesh.devices.flat[0].platform, 128)
-        self._tile = math.lcm(tile, *(mesh.shape[axis] for axis in IN_USE["s"]))
+        self._tile = tile
 
     def __call__(
         self, pairs: Sequence[Pair], each: Callable[[int], object] = lambda pairs: None
@@ -96,7 +120,7 @@ class LogLikelihood:
         for number, pair in enumerate(pairs):
             self._check(number, pair)
         found: list[Likelihood | None] = [None] * len(pairs)
-        rows = sorted(self._folded(pairs), key=lambda row: -len(row.tokens))
+        rows = sorted(self._folded(pairs), key=lambda row: (-len(row.stem), -row.branched))
         for first in range(0, len(rows), self._rows):
             chosen = rows[first : first + self._rows]
             nats, likeliest = self._asked(chosen)
@@ -138,35 +162,98 @@ class LogLikelihood:
             raise UserError(f"pair {number} {'; it '.join(said)}")
 
     def _folded(self, pairs: Sequence[Pair]) -> list[_Row]:
-        """The different rows of all pairs."""
-        rows: dict[tuple[int, ...], _Row] = {}
+        """All pairs; those of one context are one row."""
+        rows: list[_Row] = []
+        together = defaultdict[tuple[int, ...], list[int]](list)
         for number, (context, continuation) in enumerate(pairs):
-            whole = (*context, *continuation)[-self.model.context - 1 :]
-            row = rows.setdefault(whole[:-1], _Row(whole[:-1], [], [], []))
-            count = len(continuation)
-            row.places.extend(range(len(whole) - 1 - count, len(whole) - 1))
-            row.labels.extend(continuation)
-            row.owners.append((number, count))
-        return list(rows.values())
+            whole = (*context, *continuation)
+            if len(whole) <= self.model.context + 1:
+                together[tuple(context)].append(number)
+            else:  # its context loses its beginning
+                rows.append(_straight(whole[-self.model.context - 1 :], number, len(continuation)))
+        for context, numbers in together.items():
+            if len(numbers) == 1:
+                continuation = pairs[numbers[0]].continuation
+                rows.append(_straight((*context, *continuation), numbers[0], len(continuation)))
+            else:
+                rows.append(_fork(context, {n: tuple(pairs[n].continuation) for n in numbers}))
+        return rows
 
     def _asked(self, rows: list[_Row]) -> tuple[np.ndarray, np.ndarray]:
         """(float64 log p of each label, the likeliest token there), both [rows, labels]."""
-        width = -(-len(rows[0].tokens) // self._tile) * self._tile
-        width = max(min(width, self.model.context), len(rows[0].tokens))
-        count = _fitting(max(len(row.labels) for row in rows))
-        tokens = np.zeros((self._rows, width), np.int32)  # what stands behind a row nobody sees
-        places, labels = (np.zeros((self._rows, count), np.int32) for _ in range(2))
-        for number, row in enumerate(rows):
-            tokens[number, : len(row.tokens)] = row.tokens
-            places[number, : len(row.places)] = row.places
-            labels[number, : len(row.labels)] = row.labels
-        put = [self._put(tokens, _BATCH), self._put(places, _ROW), self._put(labels, _ROW)]
-        nats, likeliest = jax.device_get(self._ask(self._params, *put))
+        longest = max(len(row.stem) for row in rows)
+        width = max(min(_up(longest, self._tile), self.model.context), longest)
+        batch = _batch(rows, self._rows, width)
+        nats, likeliest = jax.device_get(self._ask(self._params, *map(self._put, batch)))
         return np.asarray(nats, np.float64), np.asarray(likeliest)
 
-    def _put(self, whole: np.ndarray, place: PartitionSpec) -> jax.Array:
-        on_mesh = NamedSharding(self._mesh, place)
-        return jax.make_array_from_callback(whole.shape, on_mesh, lambda at: whole[at])
+    def _put(self, whole: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(whole.shape, self._on(_ROW), lambda at: whole[at])
+
+    def _on(self, place: PartitionSpec) -> NamedSharding:
+        return NamedSharding(self._mesh, place)
+
+
+def _straight(whole: tuple[int, ...], number: int, count: int) -> _Row:
+    """A pair alone: the last `count` tokens of `whole` are asked about."""
+    first = len(whole) - 1 - count
+    places = list(range(first, len(whole) - 1))
+    return _Row(whole[:-1], [], list(places), list(whole[-count:]), [(number, count)])
+
+
+def _fork(context: tuple[int, ...], continuations: dict[int, tuple[int, ...]]) -> _Row:
+    """Of each continuation the first token is asked about at the end of the context, the others in
+    a branch, which those share that differ in their last token alone."""
+    row = _Row(context, [], [], [], [])
+    known: dict[tuple[int, ...], int] = {}
+    for number, continuation in continuations.items():
+        row.places.append(len(context) - 1)
+        if branch := continuation[:-1]:
+            place = known.setdefault(branch, len(known))
+            row.places.extend((place, at) for at in range(len(branch)))
+        row.labels.extend(continuation)
+        row.owners.append((number, len(continuation)))
+    row.branches.extend(known)
+    return row
+
+
+def _batch(rows: list[_Row], size: int, width: int) -> _Batch:
+    """`rows` and as many empty ones as make `size` of them; stems are `width` wide."""
+    rest = _up(max(row.branched for row in rows), BRANCHES)
+    count = _fitting(max(len(row.labels) for row in rows))
+    made = _Batch(
+        stems=np.zeros((size, width), np.int32),
+        lengths=np.zeros(size, np.int32),
+        branches=np.zeros((size, rest), np.int32),
+        owners=np.full((size, rest), -1, np.int32),  # of padding
+        positions=np.zeros((size, rest), np.int32),
+        places=np.zeros((size, count), np.int32),
+        labels=np.zeros((size, count), np.int32),
+    )
+    for number, row in enumerate(rows):
+        made.stems[number, : len(row.stem)] = row.stem
+        made.lengths[number] = len(row.stem)
+        begins, begin = [], 0
+        for owner, branch in enumerate(row.branches):
+            part = slice(begin, begin + len(branch))
+            made.branches[number, part] = branch
+            made.owners[number, part] = owner
+            made.positions[number, part] = np.arange(len(branch)) + len(row.stem)
+            begins.append(width + begin)
+            begin += len(branch)
+        made.labels[number, : len(row.labels)] = row.labels
+        made.places[number, : len(row.places)] = [
+            place if isinstance(place, int) else begins[place[0]] + place[1] for place in row.places
+        ]
+    return made
+
+
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def _is_spec(x: object) -> bool:
+    return isinstance(x, PartitionSpec)
 
 
 def windows(text: Sequence[int], prefix: int, context: int) -> Iterator[Pair]:
@@ -186,20 +273,25 @@ def _fitting(count: int) -> int:
 
 
 def _program(model: Model, mesh: Mesh) -> Callable:
-    """Returns ask(params, tokens [B, T], places [B, K], labels [B, K]) -> (log p of each label
-    after the token at its place, the likeliest token there), [B, K] on every device."""
+    """Returns ask(params, *_Batch) -> (log p of each label after the token at its place, the
+    likeliest token there), [B, K] on every device."""
     graph, specs = gpt.graph(model), gpt.specs(model, mesh.shape)
 
     def local(
         params: dict,
-        tokens: Int[Array, "B T"],
+        stems: Int[Array, "B S"],
+        lengths: Int[Array, "B"],
+        branches: Int[Array, "B R"],
+        owners: Int[Array, "B R"],
+        positions: Int[Array, "B R"],
         places: Int[Array, "B K"],
         labels: Int[Array, "B K"],
     ) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
         decoder = nnx.merge(graph, all_layers(params, specs, model.compute_dtype))
         table = decoder.tokens.gathered(model.compute_dtype)
-        hidden = _at(decoder(tokens, table=table), places)
-        rows, asked = hidden.reshape(-1, hidden.shape[2]), labels.reshape(-1)
+        hidden = forked(decoder, stems, lengths, branches, owners, positions, table)
+        rows = jnp.take_along_axis(hidden, places[..., None], axis=1).reshape(-1, hidden.shape[2])
+        asked = labels.reshape(-1)
         # K is a power of two above ROWS, so the parts are equal.
         parts = max(1, rows.shape[0] * table.shape[0] // LOGITS)
         parts = min(1 << (parts - 1).bit_length(), labels.shape[1])
@@ -213,19 +305,9 @@ def _program(model: Model, mesh: Mesh) -> Callable:
         nats, likeliest = found
         return nats.reshape(labels.shape), likeliest.reshape(labels.shape)
 
-    sharded = jax.shard_map(
-        local, mesh=mesh, in_specs=(specs, _BATCH, _ROW, _ROW), out_specs=(_ROW, _ROW)
-    )
+    batch = (_ROW,) * len(_Batch._fields)
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=(specs, *batch), out_specs=(_ROW, _ROW))
     return jax.jit(sharded, out_shardings=NamedSharding(mesh, _WHOLE))
-
-
-def _at(hidden: Float[Array, "B S D"], places: Int[Array, "B K"]) -> Float[Array, "B K D"]:
-    """What stands at `places` of the T positions, of which this device has S."""
-    (split,) = IN_USE["s"]
-    place = places - jax.lax.axis_index(split) * hidden.shape[1]
-    here = (place >= 0) & (place < hidden.shape[1])
-    found = jnp.take_along_axis(hidden, jnp.where(here, place, 0)[..., None], axis=1)
-    return jax.lax.psum(jnp.where(here[..., None], found, 0), split)
 
 
 def _labelled(

@@ -1,9 +1,11 @@
 """The command line: python -m biomedlm_jax.main --config=configs/<file>.py --workdir=DIR
 
-A setting is changed by --config.section.name=value. The same command again goes on where the run
-stopped. --validate_only checks the settings against each other, prints what the run would be and
-where each parameter would lie (of a mesh with -1, on --devices=N), and allocates nothing; it opens
-no store and counts no devices.
+The file describes an experiment, which is trained, or an evaluation, whose answers are scored into
+DIR (`evaluate.py`). A setting is changed by --config.section.name=value. The same command again
+goes on where the last one stopped. --validate_only checks the settings against each other, prints
+what the run would be and where each parameter would lie (of a mesh with -1, on --devices=N), and
+allocates nothing; it opens no store and counts no devices. Of an evaluation it prints who would be
+asked what.
 
 Several hosts are one run: on Cloud TPU and under Slurm or Open MPI the same command on each is all;
 elsewhere each also has --coordinator=HOST:PORT of process 0, --processes and its --process_id.
@@ -12,44 +14,77 @@ elsewhere each also has --coordinator=HOST:PORT of process 0, --processes and it
 import dataclasses
 import math
 import os
+import typing
+from collections.abc import Callable
 
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
 from biomedlm_jax import entry
-from biomedlm_jax.config import Experiment
+from biomedlm_jax.config import Evaluation, Experiment
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.settings import build, check_arguments
+from biomedlm_jax.settings import build, check_arguments, kind
+
+if typing.TYPE_CHECKING:
+    from etils import epath
+
+WAIT_SECONDS = 600  # of an evaluation, for other processes
 
 
 def main() -> None:
     given = flags.FLAGS
     if given.config is None:
         raise UserError("--config is missing; for example --config=configs/demo.py")
-    experiment = build(Experiment, given.config.to_dict())
+    values = given.config.to_dict()
+    if kind(values) is Evaluation:
+        evaluate(build(Evaluation, values))
+    else:
+        train(build(Experiment, values))
+
+
+def train(experiment: Experiment) -> None:
+    given = flags.FLAGS
     if given.validate_only:
         print(description(experiment, given.devices))
         return
-    if given.workdir is None:
-        raise UserError("--workdir is missing; the run's checkpoints and metrics go there")
-    import jax  # after the settings were found good
-    from etils import epath
-
-    from biomedlm_jax import hosts, mesh
+    from biomedlm_jax import mesh  # after the settings were found good
     from biomedlm_jax.train import fit
 
+    wait = experiment.run.wait_seconds
+    workdir = begin(wait, lambda processes: mesh.cpu_devices(experiment.mesh, processes))
+    fit(experiment, workdir, profile_at=given.profile_at, wandb_project=given.wandb_project)
+
+
+def evaluate(evaluation: Evaluation) -> None:
+    from biomedlm_jax import evaluate, hosts
+
+    if flags.FLAGS.validate_only:
+        print(evaluate.description(evaluation))
+        return
+    output = begin(WAIT_SECONDS, None)
+    written = evaluate.run(evaluation, output)
+    if hosts.primary():
+        print(f"{evaluate.table(output)}\n{' and '.join(map(str, written))}")
+
+
+def begin(wait_seconds: int, cpu_devices: Callable[[int], int] | None) -> "epath.Path":
+    """Finds the other processes; returns --workdir. The arguments are of `hosts.connect`."""
+    given = flags.FLAGS
+    if given.workdir is None:
+        raise UserError("--workdir is missing; what is made goes there")
+    import jax
+    from etils import epath
+
+    from biomedlm_jax import hosts
+
     hosts.connect(
-        given.coordinator,
-        given.processes,
-        given.process_id,
-        experiment.run.wait_seconds,
-        cpu_devices=lambda processes: mesh.cpu_devices(experiment.mesh, processes),
+        given.coordinator, given.processes, given.process_id, wait_seconds, cpu_devices=cpu_devices
     )
     workdir = epath.Path(given.workdir)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
-    fit(experiment, workdir, profile_at=given.profile_at, wandb_project=given.wandb_project)
+    return workdir
 
 
 def description(experiment: Experiment, devices: int | None = None) -> str:
@@ -111,7 +146,7 @@ def description(experiment: Experiment, devices: int | None = None) -> str:
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "a file of configs/")
-    flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, metrics, settings")
+    flags.DEFINE_string("workdir", None, "folder of the run, or of the scores")
     flags.DEFINE_bool("validate_only", False, "check and describe, do not train")
     flags.DEFINE_integer("devices", None, "with --validate_only: how many there would be", 1)
     flags.DEFINE_integer("profile_at", None, "a step; five from there on are profiled")

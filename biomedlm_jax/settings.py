@@ -5,12 +5,13 @@ import dataclasses
 import difflib
 import math
 import re
+import runpy
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from biomedlm_jax.config import Experiment
+from biomedlm_jax.config import Evaluation, Experiment
 from biomedlm_jax.entry import UserError
 
 # A run may go on with other values of these: they do not change what is learned, beyond the
@@ -48,6 +49,11 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
       UserError: a name that is no field (with the nearest that are), one that is missing, a
         value of another type, or what the dataclass itself refuses.
     """
+    if cls is Experiment and kind(values) is Evaluation:
+        raise UserError(
+            f"{path} describes an evaluation, and this needs an experiment; evaluations are run by "
+            "`python -m biomedlm_jax.main`"
+        )
     hints = typing.get_type_hints(cls)
     for name in values:
         _known(name, hints, path)
@@ -56,17 +62,22 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
     return cls(**{k: _typed(hint, values[k], f"{path}.{k}") for k, hint in hints.items()})
 
 
-def overrides(arguments: list[str]) -> list[str]:
+def kind(values: Mapping[str, Any]) -> type[Experiment] | type[Evaluation]:
+    """What a config file describes."""
+    return Evaluation if "splits" in values else Experiment
+
+
+def overrides(arguments: list[str], of: type = Experiment) -> list[str]:
     """The arguments that change a setting, as --config.section.name=value.
 
     Raises:
-      UserError: one of another form, or one that names no setting.
+      UserError: one of another form, or one that names no setting of `of`.
     """
     found = ["--" + x.lstrip("-") for x in arguments if re.match("--?config[.]", x)]
     for argument in found:
         if "=" not in argument:
             raise UserError(f"{argument} has no value; write {argument}=value")
-        path, hint = "config", Experiment
+        path, hint = "config", of
         for name in argument.partition("=")[0].removeprefix("--config.").split("."):
             hints = typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
             _known(name, hints, path)
@@ -80,7 +91,7 @@ def check_arguments(arguments: list[str]) -> None:
     Raises:
       UserError: also when --config names no Python file.
     """
-    overrides(arguments)
+    of = Experiment
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config"):
@@ -89,6 +100,8 @@ def check_arguments(arguments: list[str]) -> None:
                 raise UserError(f"{argument} needs '='; {example}")
             if not (value.endswith(".py") and Path(value).is_file()):
                 raise UserError(f"{argument} names no config file; {example}")
+            of = kind(runpy.run_path(value)["get_config"]())
+    overrides(arguments, of)
 
 
 def _known(name: str, hints: dict[str, Any], path: str) -> None:

@@ -2,9 +2,9 @@
 
 Run:     python -m biomedlm_jax.finetune --config=configs/finetune_medmcqa_and_medqa.py
          --workdir=runs/finetune_medmcqa_and_medqa --seeds=1,2,3 --test
-         then, for each seed, python -m biomedlm_jax.evaluate --tasks=mmlu --split=test
-         --checkpoint=runs/finetune_medmcqa_and_medqa/seed_1 --benchmarks=runs/benchmarks
-         --output=runs/finetune_medmcqa_and_medqa/mmlu
+         then python -m biomedlm_jax.main --config=configs/eval_paper.py
+         --config.tuned.mmlu=runs/finetune_medmcqa_and_medqa --config.splits=mmlu/test
+         --workdir=runs/finetune_medmcqa_and_medqa/mmlu
 Model:   BioMedLM, 2,594,247,680 parameters, all of them trained
 Items:   3 epochs of 193,000 in batches of 32: 6,032 steps an epoch
 Expect:  59.6, 63.1, 60.7, 69.0 % of MMLU's clinical knowledge, professional medicine, college

@@ -6,9 +6,10 @@ import math
 
 import pytest
 
-from biomedlm_jax.config import Experiment, Model
+from biomedlm_jax.benchmarks.read import BENCHMARKS
+from biomedlm_jax.config import Evaluation, Experiment, Model
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.settings import build, check_arguments, differences, overrides
+from biomedlm_jax.settings import build, check_arguments, differences, kind, overrides
 from tests.conftest import ROOT, TINY, changed
 
 VALUES = dataclasses.asdict(TINY)
@@ -23,7 +24,21 @@ def config_file(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
 def test_every_config_builds(path):
-    assert isinstance(build(Experiment, config_file(path)), Experiment)
+    values = config_file(path)
+    if kind(values) is Experiment:
+        assert isinstance(build(Experiment, values), Experiment)
+    else:
+        evaluation = build(Evaluation, values | {"start": "runs/demo/run"})
+        assert {split.split("/")[0] for split in evaluation.splits.split("+")} <= set(BENCHMARKS)
+
+
+def test_an_evaluation_is_no_experiment():
+    values = config_file(ROOT / "configs/eval_paper.py")
+    with pytest.raises(UserError, match=r"describes an evaluation.*python -m biomedlm_jax.main"):
+        build(Experiment, values)
+    check_arguments(["--config=configs/eval_paper.py", "--config.tuned.medqa=x"])
+    with pytest.raises(UserError, match=r"config.tuned.medca is no setting; did you mean .*medqa"):
+        check_arguments(["--config.tuned.medca=x", "--config=configs/eval_paper.py"])
 
 
 def test_build_is_the_inverse_of_asdict():

@@ -1,10 +1,12 @@
 """Log-likelihoods of continuations: what the forward pass says of them, whatever they are asked
 with and on whatever mesh; truncation and windows as lm_eval has them."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from biomedlm_jax import likelihood, step
@@ -16,14 +18,19 @@ EXPERIMENT = changed(TINY, model__dropout=0.0, model__init_std=0.2)
 CONTEXT, VOCAB = EXPERIMENT.model.context, EXPERIMENT.model.vocab
 
 
-def asker(*shape, **settings) -> LogLikelihood:
-    experiment, devices = on(changed(EXPERIMENT, **settings), *shape)
+def asker(*shape, **changes) -> LogLikelihood:
+    experiment, devices = on(changed(EXPERIMENT, **changes), *shape)
     return LogLikelihood(experiment.model, started(experiment, devices).params, devices)
+
+
+@functools.cache
+def one_device() -> LogLikelihood:
+    return asker(1, 1, 1)
 
 
 @pytest.fixture(scope="module")
 def alone() -> LogLikelihood:
-    return asker(1, 1, 1)
+    return one_device()
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +111,42 @@ def test_what_is_asked_with_it_changes_nothing(alone):
         assert apart.nats == pytest.approx(one.nats, abs=1e-4)
 
 
-def test_letters_after_one_question_are_one_row(alone, table):
-    """Also a continuation that goes on from where another ended."""
-    pairs = [Pair([1, 2, 3], [letter]) for letter in (40, 41, 42, 43)]
-    pairs += [Pair([1, 2], [3, 44]), Pair([1, 2, 3, 4], [9])]
-    assert len(alone._folded(pairs)) == 2
-    agrees(alone(pairs), pairs, table)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 2, 2)])
+def test_what_follows_one_context_is_one_row(shape, table):
+    """Letters, texts of several lengths, one twice, one that begins as another; but not where the
+    context has to lose its beginning."""
+    first, second = [1, 2, 3], list(range(20))
+    texts = [[40], [41], [42, 43], [42, 44], [42, 43, 44, 45], [50] * 17, [42, 43]]
+    pairs = [Pair(first, text) for text in texts] + [Pair(second, text) for text in texts]
+    pairs += [Pair(first, [9] * 30), Pair([1, 2], [3, 44]), Pair(second, [9])]
+    asked = asker(*shape)
+    rows = asked._folded(pairs)
+    stems = sorted(len(row.stem) for row in rows)
+    assert stems == [3, 3, 20, CONTEXT]  # [1, 2, 3] twice: once as what is before 44
+    assert {len(row.stem): row.branched for row in rows if row.branches} == {3: 49, 20: 4}
+    agrees(asked(pairs), pairs, table)
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_branches_do_not_see_each_other(data):
+    """Whatever contexts and continuations come together, each is what it is alone."""
+    tokens = st.integers(0, VOCAB - 1)
+    contexts = data.draw(
+        st.lists(st.lists(tokens, min_size=1, max_size=20), min_size=1, max_size=3)
+    )
+    pairs = [
+        Pair(context, continuation)
+        for context in contexts
+        for continuation in data.draw(
+            st.lists(st.lists(tokens, min_size=1, max_size=13), min_size=1, max_size=4)
+        )
+    ]
+    asked = one_device()
+    for pair, one in zip(pairs, asked(pairs), strict=True):
+        (apart,) = asked([pair])
+        assert apart.nats == pytest.approx(one.nats, abs=2e-4)
+        assert apart.greedy.tolist() == one.greedy.tolist()
 
 
 def test_logits_in_parts_are_the_same(alone, monkeypatch):

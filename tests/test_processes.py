@@ -18,14 +18,9 @@ from biomedlm_jax import entry, hosts, roll_call
 from biomedlm_jax.entry import HostLost, Preempted, UserError
 from biomedlm_jax.pipeline.store import TokenStore
 from tests.conftest import TINY, changed
+from tests.runs import free_port
 
 ROOT = Path(__file__).parent.parent
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
 
 
 def play(scene: str, wait_seconds: int, folder: Path) -> list[tuple[int, str]]:

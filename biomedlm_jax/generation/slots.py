@@ -67,10 +67,13 @@ def groups(mesh: Mesh) -> int:
 
 
 class Programs:
-    """Of one model on one mesh (of `without_context`); jax compiles each for every length."""
+    """Of one model on one mesh (of `without_context`); jax compiles each for every length.
 
-    def __init__(self, model: Model, mesh: Mesh) -> None:
-        self.model, self.mesh = model, mesh
+    written: tokens that may be written are those below; the model may have more in its prompts.
+    """
+
+    def __init__(self, model: Model, mesh: Mesh, written: int) -> None:
+        self.model, self.mesh, self._written = model, mesh, written
         self._graph = gpt.graph(model, apart=True)
         state, weights = _state_specs(model), decode.weight_specs(model, mesh.shape)
         rows = Options(*[_ROW] * 5)  # pyright: ignore
@@ -166,8 +169,8 @@ class Programs:
         (split,) = IN_USE["v"]
         if jax.lax.axis_size(split) > 1:
             logits = jax.lax.all_gather(logits, split, axis=1, tiled=True)
-        exists = jnp.arange(self.model.padded_vocab) < self.model.vocab
-        logits = jnp.where(exists, logits, -jnp.inf)
+        text = jnp.arange(self.model.padded_vocab) < self._written
+        logits = jnp.where(text, logits, -jnp.inf)
         # All devices of `split` choose the same; the maximum says so to the type system.
         return jax.lax.pmax(choose(logits, seen, options, position), split)
 
