@@ -6,6 +6,8 @@ Warnings are errors (pyproject.toml). Shapes in signatures are checked at run ti
 import dataclasses
 import functools
 import gc
+import hashlib
+import os
 import random
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -43,6 +45,16 @@ hook.uninstall()
 hypothesis.settings.register_profile("untimed", deadline=None)  # timing is for benchmarks
 hypothesis.settings.load_profile("untimed")
 jax.config.update("jax_num_cpu_devices", 8)
+
+# Three quarters of the time of the tests go to XLA, for the same programs each time. What this
+# processor has compiled stays in the user's cache, as with ccache; JAX's key has the program, the
+# options and the versions. With a largest size, processes wait for each other and read whole files.
+_flags = Path("/proc/cpuinfo").read_bytes().partition(b"flags")[2].partition(b"\n")[0]
+_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "biomedlm_jax"
+_place = _cache / f"tests-{hashlib.sha256(_flags).hexdigest()[:8]}"
+jax.config.update("jax_compilation_cache_dir", str(_place))
+jax.config.update("jax_compilation_cache_max_size", 2 << 30)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As a shell has it for what it starts in the background, and they for what they start.
