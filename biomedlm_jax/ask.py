@@ -10,7 +10,8 @@
 
 Before the prompt may stand examples of the training split with their answers (few-shot), the same
 for all items, a blank line behind each. Those that do not fit in the context are left out, the
-first ones first; where the prompt alone does not fit, it loses its beginning.
+first ones first; where the prompt alone does not fit, it loses its beginning, for all options as
+much as for the longest.
 """
 
 import dataclasses
@@ -68,8 +69,8 @@ def draw(train: Split, tested: Split, count: int, seed: int) -> Shots:
     known = [item for item in apart if item.label is not None or item.answer]
     if len(known) < count:
         raise UserError(
-            f"--shots={count}, but the train split of {train.benchmark} has {len(known)} items "
-            "with an answer; ask for as many at most"
+            f"config.shots={count}, but the train split of {train.benchmark} has {len(known)} "
+            "items with an answer; ask for as many at most"
         )
     places = shuffled(np.arange(count), len(known), seed=seed, epoch=0) if count else []
     return Shots(tuple(known[place] for place in places), seed if count else None)
@@ -123,15 +124,13 @@ def written(
     context = engine.model.context
     if not 0 < max_tokens < context:
         raise UserError(
-            f"--max_tokens={max_tokens} is not in [1, {context - 1}], what the context leaves"
+            f"config.max_tokens={max_tokens} is not in [1, {context - 1}], what the context leaves"
         )
     prompts = [plain(item, split.kind)[0] for item in split.items]
     ids, how = _fitted(
         [[prompt] for prompt in prompts], split.kind, shots, engine.vocabulary, context - max_tokens
     )
-    requests = [
-        _greedy(whole[max_tokens - context :], max_tokens, (STOP,)) for ((_, whole),) in ids
-    ]
+    requests = [_greedy(whole, max_tokens, (STOP,)) for ((_, whole),) in ids]
     texts = _texts(engine, requests, each)
     how = how | {"max_tokens": max_tokens}
     return _answers(split, GENERATED, None, texts, checkpoint | {"asked": how}, shots)
@@ -236,6 +235,12 @@ def _fitted(
                 too_long.append(at)
         waiting = too_long
         left_out += len(waiting) if first < len(examples) else 0
+    for at in waiting:
+        # The same for all options, so that they are asked about behind the same words.
+        kept = max(1, room - max(len(whole) - begin for begin, whole in found[at]))
+        found[at] = [
+            (min(begin, kept), whole[max(0, begin - kept) :]) for begin, whole in found[at]
+        ]
     return found, {"shots": len(examples), "left_out": left_out, "cut": len(waiting)}
 
 

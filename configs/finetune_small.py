@@ -4,7 +4,7 @@ Run:     make small CORPUS=DIR
          python -m biomedlm_jax.finetune --config=configs/finetune_small.py --seeds=1,2,3
          --config.task.benchmarks=QA --workdir=runs/finetune_small
 Model:   12,117,120 parameters, four new tokens and a head for three classes
-Items:   6 epochs of 450 in batches of 16: 29 steps an epoch
+Items:   3 epochs of 450 in batches of 16: 29 steps an epoch
 Expect:  chance by majority is 55.2 % of the test; WORKSPACE.md has what was reached, and what the
          same run reaches from random weights (--config.start= --config.task.vocabulary=FILE)
 """
@@ -50,8 +50,8 @@ def get_config() -> ConfigDict:
     )
     config.mesh = dict(data=1, fsdp=2, model=1, context=1)
     config.optimizer = dict(
-        peak_lr=3e-4,
-        warmup_steps=6 * 29 // 2,
+        peak_lr=1e-4,
+        warmup_steps=3 * 29 // 2,
         decay="linear",
         final_lr_fraction=0.0,
         b1=0.9,
@@ -66,14 +66,14 @@ def get_config() -> ConfigDict:
     )
     config.run = dict(
         seed=1,
-        steps=6 * 29,
+        steps=3 * 29,
         accumulate=1,
         log_every=10,
         eval_every=29,
         eval_batches=1,
         sample_tokens=0,
         save_every=29,
-        keep=6,
+        keep=3,
         keep_every=0,
         max_skipped=3,
         spike_sigmas=0.0,

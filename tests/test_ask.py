@@ -101,6 +101,18 @@ def test_shots_that_do_not_fit_are_left_out_from_the_first(likelihood, words):
     assert both[0].form == "option texts, 2 shots"
 
 
+def test_a_question_that_is_too_long_loses_as_much_for_every_option(likelihood, words):
+    long = dataclasses.replace(DORPA, question="kato " * 120)
+    (found,) = asked(likelihood, words, split(long), "option texts")
+    before, options = f"Question: {long.question}\nAnswer:", (" pasin", " lulu pa dor", " \u03b2")
+    begin = len(words.encode(before))
+    after = [words.encode(before + option)[begin:] for option in options]
+    kept = words.encode(before)[begin - (97 - max(map(len, after))) :]
+    wanted = [likelihood([Pair(kept, one)])[0].nats for one in after]
+    assert found.scores[0] == pytest.approx(wanted, abs=1e-4)
+    assert found.checkpoint["asked"]["cut"] == 1
+
+
 def test_shots_are_drawn_from_items_that_are_not_tested():
     items = [Item(str(n), f"Question {n}?", ("a", "b"), n % 2) for n in range(20)]
     unknown = Item("x", "Which?", ("a", "b"), None)
@@ -112,7 +124,7 @@ def test_shots_are_drawn_from_items_that_are_not_tested():
     assert ask.draw(train, tested, 4, seed=1).items == shots.items[:4]
     assert ask.draw(train, tested, 4, seed=2).items != shots.items[:4]
     assert ask.draw(train, tested, 0, seed=1) == NO_SHOTS
-    with pytest.raises(UserError, match=r"--shots=20, but the train split of medqa has 19 items"):
+    with pytest.raises(UserError, match=r"shots=20, but the train split of medqa has 19 items"):
         ask.draw(train, tested, 20, seed=1)
 
 
@@ -128,5 +140,5 @@ def test_texts_are_written(make_engine):
     again = ask.written(split(*items[1:], kind="generation"), engine, CHECKPOINT, NO_SHOTS, 8)
     assert found.written is not None
     assert found.written[1:] == again.written
-    with pytest.raises(UserError, match=r"--max_tokens=64 is not in \[1, 63\]"):
+    with pytest.raises(UserError, match=r"config.max_tokens=64 is not in \[1, 63\]"):
         ask.written(of, engine, CHECKPOINT, NO_SHOTS, 64)

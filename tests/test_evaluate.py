@@ -308,7 +308,7 @@ def by_hand(params, experiment, vocabulary, split) -> np.ndarray:
         ("medqa6/test", {}, "there is no benchmark 'medqa6'; there are medqa, "),
         ("medqa", {}, "config.splits: 'medqa' is no benchmark and split, such as medqa/test"),
         ("medqa/trial", {}, "medqa has no 'trial' split; .* train, dev, test"),
-        ("medqa/test", {"shots": 10}, "--shots=10, but the train split of medqa has 9 items"),
+        ("medqa/test", {"shots": 10}, "config.shots=10, but the train split of medqa has 9 items"),
         ("mmlu/dev", {"shots": 1}, "there is no dev split of mmlu"),
         ("medqa/test", {"forms": "numbers"}, "config.forms: there is no numbers; there are class "),
         ("medqa/test", {"forms": "generated"}, "has none for medqa, a multiple_choice"),
