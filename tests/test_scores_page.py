@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from biomedlm_jax.entry import UserError
-from biomedlm_jax.scoring import drawings, folder, page, record, tables
+from biomedlm_jax.scoring import beside, drawings, folder, page, record, tables
 from biomedlm_jax.scoring.contamination import Contamination, Found
 from biomedlm_jax.scoring.drawings import Bar
 from tests import scored as small
@@ -135,6 +135,18 @@ def test_the_same_seed_is_compared_and_another_split_is_not(place):
         ("letters", "option texts, per byte")
     ]
     assert found[0].found == (0, 2, 0.5)
+
+
+def test_bars_of_several_splits_say_which():
+    def bars(*answers) -> list[str]:
+        """Names of our own, the longest first."""
+        contest, *_ = beside.contests([record.record(one, None) for one in answers])
+        return [bar.name for bar in page._bars(contest.rows) if bar.name.startswith("letters")]
+
+    test = small.choosing(small.choice([0, 1]), [0, 1], "letters")
+    dev = small.choosing(small.choice([0, 1], name="dev"), [0, 0], "letters")
+    assert bars(test) == ["letters"]
+    assert bars(dev, test) == ["letters, test", "letters, dev"]
 
 
 def test_any_text_is_only_text(tmp_path):

@@ -104,10 +104,13 @@ def _benchmark(
 
 
 def _bars(rows: Sequence[Row]) -> list[Bar]:
-    """Ours by how they were asked alone, where the key says of what."""
+    """Ours by how they were asked alone, where the key says of what, and by their split where they
+    have several."""
     found, same = [], len(_systems(rows)) == 1
+    several = len({row.split for row in rows if row.who == OURS}) > 1
     for row in rows:
         name = row.how if row.who == OURS and same else row.name
+        name += f", {row.split}" if row.who == OURS and several else ""
         ends = (row.interval.low, row.interval.high) if row.interval else (None, None)
         found.append(Bar(name, row.value, row.told, *ends, _COLOURS[row.who]))
     return found
