@@ -148,6 +148,11 @@ def problems(launch: Launch, cloud: bool = True) -> list[str]:
         )
     if launch.bucket and not BUCKET.fullmatch(launch.bucket):
         found.append(f"--workdir={launch.workdir}: {launch.bucket!r} is no name of a bucket")
+    if re.search(r"[^\w./:-]", launch.workdir, re.ASCII):
+        found.append(
+            f"--workdir={launch.workdir!r} has other characters than letters, digits and ._-/; "
+            "hosts put it into URLs"
+        )
     for name, pattern, example in [
         ("project", PROJECT, "my-project"),
         ("zone", ZONE, "us-west4-a"),
@@ -254,7 +259,12 @@ def experiment(launch: Launch, settings: Sequence[str]) -> Experiment:
     return build(Experiment, values.config.to_dict())
 
 
+def arguments(launch: Launch, settings: Sequence[str]) -> list[str]:
+    """What every host gives to Python."""
+    line = ["-m", "biomedlm_jax.main", f"--config={launch.config}", f"--workdir={launch.workdir}"]
+    return [*line, *settings]
+
+
 def command(launch: Launch, settings: Sequence[str], python: str = "python") -> str:
     """The line that every host runs, quoted for a shell."""
-    line = ["-m", "biomedlm_jax.main", f"--config={launch.config}", f"--workdir={launch.workdir}"]
-    return f"{python} {shlex.join([*line, *settings])}"
+    return f"{python} {shlex.join(arguments(launch, settings))}"
