@@ -1,7 +1,7 @@
 """The script that each host of a slice runs when it starts: `startup.sh`, with its values above."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launch import spec
@@ -13,7 +13,7 @@ LOGS, ENDS, STOP = "logs", "ends", "stop"  # in `Launch.place`, as the script ha
 
 
 def script(launch: Launch, settings: Sequence[str], attempt: str, archive: str, sha256: str) -> str:
-    """The whole script.
+    """The whole script for a host of Cloud TPU.
 
     settings: of the run, as `spec.run_settings` gives them. attempt: the name of the request.
     archive: the path of the copy of the repository, and what its bytes hash to.
@@ -29,7 +29,13 @@ def script(launch: Launch, settings: Sequence[str], attempt: str, archive: str, 
         "UV": UV_VERSION,
         "PERIOD": f"{launch.poll_seconds:g}",
     }
+    return rendered(values, shlex.join(spec.arguments(launch, settings)))
+
+
+def rendered(values: Mapping[str, str], command: str) -> str:
+    """The script with values of its variables. command: the items of COMMAND as a shell reads
+    them, so that they may have variables in them."""
     lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
-    lines.append(f"COMMAND=({shlex.join(spec.arguments(launch, settings))})")
+    lines.append(f"COMMAND=({command})")
     first, rest = Path(__file__).with_suffix(".sh").read_text().split("\n", 1)
     return "\n".join([first, *lines, rest])

@@ -1,7 +1,7 @@
 #!/bin/bash
-# What every host of a slice does when it starts, as its metadata's startup-script: fetch the copy of
-# the repository, install what it needs, run the same command as all the others, and leave its log
-# and how it ended in the run's folder. Nobody has to log in.
+# What every host does when it starts, of a Cloud TPU slice as its metadata's startup-script: fetch the
+# copy of the repository, install what it needs, run the same command as all the others, and leave its
+# log and how it ended in the run's folder. Nobody has to log in.
 #
 # launch/startup.py sets, above this line:
 #   ATTEMPT   name of the request that made this slice      PLACE   WORKDIR/launch, gs:// or a folder
@@ -9,6 +9,9 @@
 #   PYTHON    one that has the requirements; empty: an environment is made, with Python
 #   VERSION   in this version, with the EXTRA of pyproject.toml, by this UV
 #   PERIOD    seconds between two looks at the log and at whether the run is to stop
+# and where there is no Cloud TPU's metadata server to ask:
+#   NAME      of this host                                  SHOW    not empty: the log goes to stdout
+#                                                                   as well
 #
 # It knows these variables of the environment, which nothing sets on Cloud TPU: GCE_METADATA_IP (as
 # in JAX) and STORAGE_EMULATOR_HOST (as in Google's libraries) are other servers than Google's, and
@@ -19,7 +22,11 @@ HOME_FOLDER=${BIOMEDLM_HOME:-/opt/biomedlm}
 STORAGE=${STORAGE_EMULATOR_HOST:-https://storage.googleapis.com}
 LOG=$HOME_FOLDER/$ATTEMPT.log
 mkdir -p "$HOME_FOLDER"
-exec >>"$LOG" 2>&1
+if [ -n "${SHOW:-}" ]; then
+  exec > >(tee -a "$LOG") 2>&1
+else
+  exec >>"$LOG" 2>&1
+fi
 
 # --- This host, as the metadata server knows it; every request is tried for half a minute ----------
 curl_() { curl --silent --show-error --fail --retry 5 --retry-connrefused --retry-delay 2 "$@"; }
@@ -27,9 +34,11 @@ metadata() {
   curl_ -H "Metadata-Flavor: Google" \
     "http://${GCE_METADATA_IP:-metadata.google.internal}/computeMetadata/v1/instance/$1"
 }
-worker=$(metadata attributes/agent-worker-number)
-slice=$(metadata attributes/tpu-env | sed -n "s/^MEGASCALE_SLICE_ID: *'\{0,1\}\([0-9]*\).*/\1/p")
-NAME=${slice:-0}-$worker
+if [ -z "${NAME:-}" ]; then # SLICE-WORKER
+  worker=$(metadata attributes/agent-worker-number)
+  slice=$(metadata attributes/tpu-env | sed -n "s/^MEGASCALE_SLICE_ID: *'\{0,1\}\([0-9]*\).*/\1/p")
+  NAME=${slice:-0}-$worker
+fi
 
 # --- Files in a bucket, or in a folder that all hosts share ----------------------------------------
 authorized() {
