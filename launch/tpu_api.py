@@ -26,8 +26,12 @@ from launch.spec import Launch
 ENDPOINT = "BIOMEDLM_TPU_ENDPOINT"
 
 
-class StockOut(Exception):  # noqa: N818 (it may go well later)
+class StockOut(UserError):  # noqa: N818 (it may go well later)
     """There are no such chips in the zone now."""
+
+
+class Unanswered(UserError):  # noqa: N818
+    """Errors that pass have not passed for `Patience.whole`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Tpus:
     """Of one project and zone.
 
     Raises, from all methods:
-      UserError: what is asked is refused, or the API does not answer for `patience.whole`.
+      UserError: what is asked is refused.
+      Unanswered: the API does not answer, or asks to come again later, for `patience.whole`.
     """
 
     def __init__(self, launch: Launch, patience: Patience = Patience()):
@@ -180,11 +185,10 @@ class Tpus:
         if isinstance(error, GoogleAuthError):
             raise UserError(no_credentials(error)) from error
         number, message = code(error), words(error)
-        kind = refusals.kind(number, message)
         said = f"could not {doing} in {self.launch.zone} of {self.launch.project}: {message}"
-        if kind == "stock-out":
-            raise StockOut(said) from error
-        raise UserError(f"{said}; {refusals.advice(number, message)}") from error
+        kinds = {"stock-out": StockOut, "passing": Unanswered}
+        made = kinds.get(refusals.kind(number, message), UserError)
+        raise made(f"{said}; {refusals.advice(number, message)}") from error
 
 
 def no_credentials(error: Exception) -> str:
@@ -204,6 +208,11 @@ def code(error: Exception) -> int:
 def words(error: Exception) -> str:
     text = getattr(error, "message", "") or str(error) or type(error).__name__
     return " ".join(text.split())[:400]
+
+
+def elsewhere() -> bool:
+    """Whether another server than Google's is spoken to, without credentials."""
+    return ENDPOINT in os.environ
 
 
 def _passing(error: Exception) -> bool:
