@@ -43,14 +43,14 @@ class Check:
 
 
 def local(
-    launch: Launch, changes: Sequence[str], bundle: Bundle, cloud: bool = True
+    launch: Launch, changes: Sequence[str], bundle: Bundle, zoned: bool = True
 ) -> list[Check]:
     """Of names, settings, versions and the tree.
 
-    changes: settings of the run, as `spec.run_settings` gives them. cloud: whether a project and a
+    changes: settings of the run, as `spec.run_settings` gives them. zoned: whether a project and a
     zone are needed.
     """
-    found = [Check("names", "wrong", said) for said in spec.problems(launch, cloud)]
+    found = [Check("names", "wrong", said) for said in spec.problems(launch, zoned)]
     if not found:
         zone = f" in {launch.zone} of {launch.project}" if zoned else ""
         hosts = f"{launch.chips} chips on {launch.hosts} hosts"
@@ -81,8 +81,8 @@ def cloud(
     found = [_tried(name, check) for name, check in checks]
     said = (
         "not known before it is asked for: the Cloud TPU API does not tell. "
-        f"{launch.chips} chips of {launch.machine.kind} are needed; see IAM & Admin > Quotas of the "
-        "console"
+        f"{launch.chips} chips of {launch.machine.kind} are needed; see IAM & Admin > Quotas of "
+        "the console"
     )
     return [*found, Check("quota", "note", said)]
 

@@ -2,7 +2,6 @@
 
 import datetime
 import re
-import uuid
 
 from google.cloud import tpu_v2alpha1 as tpu
 
@@ -32,8 +31,14 @@ def path(launch: Launch, identifier: str) -> str:
     return f"{parent(launch)}/queuedResources/{identifier}"
 
 
-def create(launch: Launch, identifier: str, script: str) -> tpu.CreateQueuedResourceRequest:
-    """For all slices of an attempt. script: what each host runs when it starts."""
+def create(
+    launch: Launch, identifier: str, script: str, request_id: str = "(a new UUID)"
+) -> tpu.CreateQueuedResourceRequest:
+    """For all slices of an attempt.
+
+    script: what each host runs when it starts. request_id: by which the API knows a request again
+    whose answer was lost.
+    """
     node = tpu.Node(
         accelerator_type=launch.machine.api_type,
         runtime_version=launch.runtime or launch.machine.runtime,
@@ -70,13 +75,11 @@ def create(launch: Launch, identifier: str, script: str) -> tpu.CreateQueuedReso
         case "reserved":
             queued.guaranteed = tpu.QueuedResource.Guaranteed(reserved=True)
             queued.reservation_name = f"{parent(launch)}/reservations/{launch.reservation}"
-    name = path(launch, identifier)
     return tpu.CreateQueuedResourceRequest(
         parent=parent(launch),
         queued_resource_id=identifier,
         queued_resource=queued,
-        # The same for the same request, so that one whose answer was lost is not done twice.
-        request_id=str(uuid.uuid5(uuid.NAMESPACE_URL, name)),
+        request_id=request_id,
     )
 
 

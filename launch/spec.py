@@ -250,10 +250,10 @@ def experiment(launch: Launch, settings: Sequence[str]) -> Experiment:
             f"--config={launch.config}: hosts have the repository alone, so name a file in it, as "
             "configs/pretrain_2p7b.py"
         )
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    values, line = flags.FlagValues(), ["", f"--config={launch.config}", *settings]
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=line)
     try:
-        values(["", f"--config={launch.config}", *settings])
+        values(line)
     except flags.Error as error:
         raise UserError(str(error)) from error
     return build(Experiment, values.config.to_dict())

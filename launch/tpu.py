@@ -6,7 +6,8 @@
 `create` asks for slices, whose hosts start the run by themselves; `run` also watches over it:
 slices that are preempted or fail are deleted and asked for anew, and the run goes on from its
 checkpoint. `stop` lets it save and end; `delete` ends it at once. --dry_run says what each would
-do, exactly, and does nothing. A launch file (--launch, see configs/launch.yaml) gives what no flag does.
+do, exactly, and does nothing. A launch file (--launch, see configs/launch.yaml) gives what no flag
+does.
 """
 
 import contextlib

@@ -9,6 +9,7 @@ import concurrent.futures
 import dataclasses
 import os
 import sys
+import uuid
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -67,8 +68,9 @@ class Tpus:
           StockOut: it can not be, for lack of chips.
         """
 
+        request = requests.create(self.launch, identifier, script, str(uuid.uuid4()))
+
         def asked() -> None:
-            request = requests.create(self.launch, identifier, script)
             try:
                 operation = self.client.create_queued_resource(request=request, **self._once())
                 operation.result(timeout=self.patience.answer)
