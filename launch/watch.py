@@ -99,7 +99,7 @@ class Watcher:
         self.journal = Journal(self.place / EVENTS)
         self.logs = Logs(launch.place, say)
         self.known: dict[str, Any] = {"saved": 0, "stopping": False}
-        self.unread = ""
+        self.unread: set[str] = set()  # what could not be read, and that was said
         self.run = self._found()
 
     @property
@@ -150,11 +150,12 @@ class Watcher:
             if state in ("ACTIVE", "PROVISIONING"):
                 lost, ill = self._nodes()
         ends: dict[str, int] = {}
-        with self._reading():
-            self.known["saved"] = max(saves.steps_in(epath.Path(self.launch.workdir)), default=0)
-            self.known["stopping"] = (self.place / startup.STOP).exists()
+        with self._reading("logs"):
             self.logs.show(self.identifier)
+        with self._reading("state of the run"):
             ends = ended_hosts(self.launch, self.identifier)
+            self.known["stopping"] = (self.place / startup.STOP).exists()
+            self.known["saved"] = max(saves.steps_in(epath.Path(self.launch.workdir)), default=0)
         return Seen(state, error, lost, ill, ends, self.logs.heard(self.identifier), **self.known)
 
     def goodput(self) -> float | None:
@@ -217,32 +218,29 @@ class Watcher:
         self.say(f"{self.run.why}; asking again in {seconds:.0f} s{row}")
 
     def _facts(self, seen: Seen) -> dict[str, Any]:
-        with self._reading():
-            return {
-                "saved": seen.saved,
-                "failures": self.run.failures,
-                "goodput": self.goodput(),
-            }
-        return {"saved": seen.saved, "failures": self.run.failures, "goodput": None}
+        goodput = None
+        with self._reading("goodput"):
+            goodput = self.goodput()
+        return {"saved": seen.saved, "failures": self.run.failures, "goodput": goodput}
 
     def _event(self, kind: str, **facts: Any) -> None:
         self.journal.write({"event": kind, "time": round(self.clock(), 3), **facts})
         self.journal.flush()
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        """The run's folder, which may be out of reach for a while: that is said once, and what was
-        read before counts on. The slices do not need this process."""
+    def _reading(self, what: str) -> Iterator[None]:
+        """From the run's folder, which may be out of reach for a while: that is said once, and what
+        was read before counts on. The slices do not need this process."""
         try:
             yield
-            self.unread = ""
+            self.unread.discard(what)
         except Exception as error:
             if not (isinstance(error, OSError) or saves.unanswered(error)):
                 raise
-            if not self.unread:
+            if what not in self.unread:
                 reason = " ".join(str(error).split())[:200]
-                self.say(f"{self.launch.workdir} can not be read now ({reason}); watching on")
-            self.unread = str(error)
+                self.say(f"the {what} can not be read now ({reason}); watching on")
+            self.unread.add(what)
 
     def _nodes(self) -> tuple[str, str]:
         """(a node that is lost, one that is ill), each in words or ""."""

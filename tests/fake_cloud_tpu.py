@@ -2,7 +2,8 @@
 library's own messages, and hosts that are processes here and run the very startup script.
 
 Time passes by questions: at each GetQueuedResource a request comes to its next state, so that tests
-do not depend on clocks. What goes wrong is said beforehand (`fail`, `plans`) or done (`preempt`).
+do not depend on clocks. What goes wrong is said beforehand (`fail`, `lose`, `plans`) or done
+(`preempt`).
 """
 
 import collections
@@ -125,6 +126,7 @@ class FakeCloudTpu:
         self.environment = environment or {}
         self.plans: collections.deque[list[str]] = collections.deque()
         self.faults: dict[str, collections.deque] = collections.defaultdict(collections.deque)
+        self.lost: set[str] = set()
         self.calls: list[tuple[str, Any]] = []
         self.queued: dict[str, Queued] = {}
         self.lock = threading.RLock()
@@ -145,6 +147,10 @@ class FakeCloudTpu:
     def fail(self, method: str, code: grpc.StatusCode, message: str, times: int = 1) -> None:
         """The next calls of `method` are answered so."""
         self.faults[method].extend([(code, message)] * times)
+
+    def lose(self, method: str) -> None:
+        """The next call of `method` is done, and its answer does not come."""
+        self.lost.add(method)
 
     def count(self, method: str) -> int:
         return sum(name == method for name, _ in self.calls)
@@ -344,9 +350,12 @@ def _answering(cloud: FakeCloudTpu, name: str) -> Any:
         try:
             if cloud.faults[name]:
                 raise Refusal(*cloud.faults[name].popleft())
-            return getattr(cloud, name)(request)
+            found = getattr(cloud, name)(request)
+            if name in cloud.lost:
+                cloud.lost.remove(name)
+                raise Refusal(grpc.StatusCode.UNAVAILABLE, "connection reset by peer")
+            return found
         except Refusal as error:
             context.abort(error.code, error.message)
 
     return answer
-
