@@ -35,7 +35,9 @@ def script(launch: Launch, settings: Sequence[str], attempt: str, archive: str, 
 def rendered(values: Mapping[str, str], command: str) -> str:
     """The script with values of its variables. command: the items of COMMAND as a shell reads
     them, so that they may have variables in them."""
-    lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
+    # In quotes also where a shell needs none: shellcheck takes run-a1 for a subtraction.
+    quoted = {name: shlex.quote(f"{value} ")[:-2] + "'" for name, value in values.items()}
+    lines = [f"{name}={value}" for name, value in quoted.items()]
     lines.append(f"COMMAND=({command})")
     first, rest = Path(__file__).with_suffix(".sh").read_text().split("\n", 1)
     return "\n".join([first, *lines, rest])

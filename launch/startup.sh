@@ -109,10 +109,13 @@ if [ -z "$PYTHON" ]; then
   PYTHON=$tree/.venv/bin/python
   if [ ! -e "$tree/.venv/.installed" ]; then
     save_log || true
-    python3 -m pip install --quiet --target "$HOME_FOLDER/uv" "uv==$UV"
     uv=$HOME_FOLDER/uv/bin/uv
-    "$uv" venv --quiet --python "$VERSION" "$tree/.venv"
-    "$uv" pip install --quiet --python "$PYTHON" -r requirements.txt ".[$EXTRA]"
+    # A failure here may pass; 2, which is uv's code for it, would be an error of the run's settings.
+    {
+      python3 -m pip install --quiet --target "$HOME_FOLDER/uv" --upgrade "uv==$UV" &&
+        "$uv" venv --quiet --clear --python "$VERSION" "$tree/.venv" &&
+        "$uv" pip install --quiet --python "$PYTHON" -r requirements.txt ".[$EXTRA]"
+    } || exit 1
     touch "$tree/.venv/.installed"
   fi
 fi
