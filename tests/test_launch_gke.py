@@ -12,6 +12,7 @@ import time
 import kubernetes_validate
 import pytest
 
+from biomedlm_jax import lock
 from biomedlm_jax.entry import UserError
 from launch import bundle, gke, machines, spec
 from launch.bundle import Bundle
@@ -344,8 +345,9 @@ def test_two_pods_train_through_a_preemption_and_a_mistake_is_heard_first(store,
     (workdir / "launch").rename(tmp_path / "launch")
     assert_same(workdir, whole)
 
-    # A mistake that process 0 alone can see; the other misses it, and would be first.
-    (workdir / "checkpoints").chmod(0o755)
-    (workdir / "experiment.json").unlink()
-    wrong = Pods(tmp_path, launch, file, 2)
-    assert wrong.ends()[0] == (0, 2), [said.read_text() for said in wrong.said]
+    # A mistake that process 0 alone can see. The other misses it, and would end before it does.
+    with lock.Lock(workdir):
+        wrong = Pods(tmp_path, launch, file, 2)
+        ends = wrong.ends()
+    assert ends == [(0, 2), (1, 76)], [said.read_text() for said in wrong.said]
+    assert "is in use by another run" in wrong.said[0].read_text()
