@@ -6,6 +6,7 @@ A launch file (`configs/launch.yaml`) gives every value; a flag of the same name
 
 import dataclasses
 import re
+import runpy
 import shlex
 import typing
 from collections.abc import Mapping, Sequence
@@ -250,8 +251,9 @@ def experiment(launch: Launch, settings: Sequence[str]) -> Experiment:
             f"--config={launch.config}: hosts have the repository alone, so name a file in it, as "
             "configs/pretrain_2p7b.py"
         )
-    values, line = flags.FlagValues(), ["", f"--config={launch.config}", *settings]
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=line)
+    given = runpy.run_path(launch.config)["get_config"]()
+    values, line = flags.FlagValues(), ["", *settings]
+    config_flags.DEFINE_config_dict("config", given, flag_values=values, sys_argv=line)
     try:
         values(line)
     except flags.Error as error:

@@ -36,8 +36,8 @@ def rendered(values: Mapping[str, str], command: str) -> str:
     """The script with values of its variables. command: the items of COMMAND as a shell reads
     them, so that they may have variables in them."""
     # In quotes also where a shell needs none: shellcheck takes run-a1 for a subtraction.
-    quoted = {name: shlex.quote(f"{value} ")[:-2] + "'" for name, value in values.items()}
-    lines = [f"{name}={value}" for name, value in quoted.items()]
+    quoted = {name: value.replace("'", "'\"'\"'") for name, value in values.items()}
+    lines = [f"{name}='{value}'" for name, value in quoted.items()]
     lines.append(f"COMMAND=({command})")
     first, rest = Path(__file__).with_suffix(".sh").read_text().split("\n", 1)
     return "\n".join([first, *lines, rest])

@@ -38,11 +38,9 @@ def config_file(experiment: Experiment, file: Path) -> Path:
 
 
 class Process:
-    """One process, whose output goes to a file. environment: besides that of this one."""
+    """One process, whose output goes to a file. more: variables of its environment."""
 
-    def __init__(
-        self, command: Sequence[str], log: Path, environment: dict[str, str] | None = None
-    ):
+    def __init__(self, command: Sequence[str], log: Path, more: dict[str, str] | None = None):
         self.log = log
         with log.open("w") as output:
             self.popen = subprocess.Popen(
