@@ -13,12 +13,15 @@ fi
 # A process that was killed keeps its lease of the run's folder for so many seconds.
 if [ "$RESTARTS" != 0 ]; then sleep "$LEASE"; fi
 
-# Hosts that miss one with an error of the user's end with 76, and before it. Kubernetes goes by the
-# first end that it hears of, so they wait.
 exit() {
-  if [ "$1" = 76 ] && [ -z "${WAITED:-}" ]; then
+  local code=$1
+  # Before there is a run, it is a package server or a bucket that failed, which may pass.
+  if [ "$code" = 1 ] && [ -z "${run:-}" ]; then code=76; fi
+  # Hosts that miss one with an error of the user's end with 76, and before it. Kubernetes goes by
+  # the first end that it hears of, so they wait.
+  if [ "$code" = 76 ] && [ -n "${run:-}" ] && [ -z "${WAITED:-}" ]; then
     WAITED=yes
     sleep 20
   fi
-  builtin exit "$1"
+  builtin exit "$code"
 }

@@ -279,14 +279,14 @@ def test_without_kubectl(tmp_path):
 class Pods:
     """The pods of a JobSet as processes of this machine, where bash is their container."""
 
-    def __init__(self, folder, launch, file, restarts: int, *settings: str):
+    def __init__(self, folder, launch, file, restarts: int, path: str = "/usr/bin:/bin"):
         self.port = free_port()
         whole = bundle.make(ROOT)
         archive = bundle.upload(whole, launch.place)
-        script = gke.pod_script(launch, settings, archive, whole.sha256)
+        script = gke.pod_script(launch, [], archive, whole.sha256)
         # One machine has one name and a repository of its own, and nobody waits for its lease.
         coordinator = f"{launch.name}-{gke.JOB}-0-0.{launch.name}:{gke.PORT}"
-        assert coordinator in script
+        assert (coordinator in script) == (launch.hosts > 1)
         script = script.replace(coordinator, f"localhost:{self.port}")
         script = script.replace("LEASE=90", "LEASE=0").replace(launch.config, str(file))
         self.popens = []
@@ -294,7 +294,7 @@ class Pods:
             home = folder / f"host{index}"
             home.mkdir(exist_ok=True)
             environment = {
-                "PATH": "/usr/bin:/bin",
+                "PATH": path,
                 "HOME": str(home),
                 "BIOMEDLM_HOME": str(home),
                 "JAX_PLATFORMS": "cpu",
@@ -326,6 +326,20 @@ class Pods:
         return found
 
 
+def test_a_pod_that_can_not_install_begins_again(tmp_path):
+    """For what is wrong with a package server may pass."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "python3").write_text("#!/bin/bash\necho no server; exit 1\n")
+    (programs / "python3").chmod(0o755)
+    launch = launched("h100-8", workdir=str(tmp_path / "run"), poll_seconds=0.2)
+    pods = Pods(tmp_path, launch, launch.config, 0, path=f"{programs}:/usr/bin:/bin")
+    assert pods.ends() == [(0, 76)]
+    assert "no server" in pods.said[0].read_text()
+    (end,) = (tmp_path / "run/launch/ends").glob("*/0-0.json")
+    assert end.parent.name == "run-0"
+
+
 @pytest.mark.slow
 def test_two_pods_train_through_a_preemption_and_a_mistake_is_heard_first(store, tmp_path):
     settings = dict(data__store=str(store), mesh__data=2, run__steps=12, run__save_every=4)
@@ -334,7 +348,7 @@ def test_two_pods_train_through_a_preemption_and_a_mistake_is_heard_first(store,
     finish(file, whole)
     launch = launched("h100-16", workdir=str(workdir), python=sys.executable, poll_seconds=0.2)
 
-    first = Pods(tmp_path, launch, file, 0, "--config.run.steps=12")
+    first = Pods(tmp_path, launch, file, 0)
     while "step 4/12" not in first.said[0].read_text():
         assert first.popens[0].poll() is None, first.said[0].read_text()
         time.sleep(0.02)
