@@ -3,7 +3,12 @@
 import datetime
 import re
 
-from google.cloud import tpu_v2alpha1 as tpu
+try:
+    from google.cloud import tpu_v2alpha1 as tpu
+except ImportError as missing:
+    raise SystemExit(
+        f"error: launch.tpu needs google-cloud-tpu ({missing}): pip install it"
+    ) from None
 
 from launch.spec import Launch
 

@@ -17,6 +17,7 @@
 # in JAX) and STORAGE_EMULATOR_HOST (as in Google's libraries) are other servers than Google's, and
 # BIOMEDLM_HOME is another folder than /opt/biomedlm.
 set -euo pipefail
+export HOME=${HOME:-/root} # which a startup script has not
 
 HOME_FOLDER=${BIOMEDLM_HOME:-/opt/biomedlm}
 STORAGE=${STORAGE_EMULATOR_HOST:-https://storage.googleapis.com}

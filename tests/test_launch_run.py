@@ -12,7 +12,7 @@ import pytest
 from biomedlm_jax import checkpoint
 from tests.conftest import ROOT
 from tests.fake_cloud_tpu import FakeCloudTpu
-from tests.runs import PATIENCE, Process, ends, losses, running
+from tests.runs import PATIENCE, Process, ends, lines, losses, running
 
 SHORT = [
     "--config.model.vocab=300",
@@ -102,3 +102,24 @@ def test_three_preemptions_leave_the_parameters_as_they_would_have_been(store, t
         for path in sorted((workdir / "launch/ends").glob("*/0-0.json"))
     }
     assert codes == {"run-a2": 76, "run-a3": 75, "run-a4": 0}
+
+
+@pytest.mark.slow
+def test_two_slices_are_one_run(store, tmp_path):
+    """Of one host each, which find each other by what the metadata server says of slices."""
+    settings = [*SHORT, f"--config.data.store={store}", "--config.run.steps=10"]
+    workdir = tmp_path / "run"
+    with FakeCloudTpu(tmp_path / "cloud", hosts=True) as cloud:
+        flags = ["--config=configs/demo.py", f"--workdir={workdir}", "--yes", "--noplan"]
+        flags += ["--accelerator=v4-8", "--slices=2"]
+        run = launched(cloud, tmp_path / "run.log", "run", *flags, *settings)
+        try:
+            assert run.wait() == 0, run.said
+        finally:
+            run.popen.kill()
+            run.popen.wait()
+        assert cloud.names() == []
+    assert "[0-0] step 10/10" in run.said
+    assert "[1-0] host 1-0 of run-a1 ends with code 0" in run.said
+    [start] = [line for line in lines(workdir, "events") if line["event"] == "start"]
+    assert (start["processes"], start["devices"]) == (2, 8)

@@ -92,7 +92,7 @@ def test_a_request_comes_through_its_states_and_goes_when_the_run_has_ended(clou
     [request] = [request for name, request in cloud.calls if name == "CreateQueuedResource"]
     node = request.queued_resource.tpu.node_spec[0]
     assert (node.node_id, node.node.accelerator_type) == ("run-a1", "v4-16")
-    assert "ATTEMPT=run-a1" in node.node.metadata["startup-script"]
+    assert "ATTEMPT='run-a1'" in node.node.metadata["startup-script"]
     [deletion] = [request for name, request in cloud.calls if name == "DeleteQueuedResource"]
     assert deletion.force
     assert [x["attempt"] for x in watched.events("active")] == [1]
