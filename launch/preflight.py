@@ -69,22 +69,39 @@ def cloud(
 ) -> list[Check]:
     """Of what Google has, by its own word. tpus: of `tpu_api.Tpus`. bucket_location: of a bucket's
     name; see `location`."""
-    checks: list[tuple[str, Callable[[], Check]]] = [
-        ("zone", lambda: _zone(launch, tpus.zones())),
-        ("accelerator", lambda: _accelerator(launch, tpus.accelerator_types())),
-        ("runtime", lambda: _runtime(launch, tpus.runtimes())),
-        ("bucket", lambda: _bucket(launch, experiment, bucket_location)),
-        ("workdir", lambda: _workdir(launch, experiment)),
-        ("data", lambda: _data(launch, experiment)),
-        ("requests", lambda: _requests(launch, list(tpus.of_launch()))),
-    ]
-    found = [_tried(name, check) for name, check in checks]
+    checks: dict[str, Callable[[], Check]] = {
+        "zone": lambda: _zone(launch, tpus.zones()),
+        "accelerator": lambda: _accelerator(launch, tpus.accelerator_types()),
+        "runtime": lambda: _runtime(launch, tpus.runtimes()),
+        "requests": lambda: _requests(launch, list(tpus.of_launch())),
+    }
+    found = [_tried(name, check) for name, check in checks.items()]
+    found += stored(launch, experiment, bucket_location)
     said = (
         "not known before it is asked for: the Cloud TPU API does not tell. "
         f"{launch.chips} chips of {launch.machine.kind} are needed; see IAM & Admin > Quotas of "
         "the console"
     )
     return [*found, Check("quota", "note", said)]
+
+
+def stored(
+    launch: Launch, experiment: Experiment, bucket_location: Callable[[str], str]
+) -> list[Check]:
+    """Of the bucket, the run's folder, and what the run reads. bucket_location: see `cloud`."""
+    checks: dict[str, Callable[[], Check]] = {
+        "bucket": lambda: _bucket(launch, experiment, bucket_location),
+        "workdir": lambda: _workdir(launch, experiment),
+        "data": lambda: _data(launch, experiment),
+    }
+    return [_tried(name, check) for name, check in checks.items()]
+
+
+def near(region: str, location: str) -> bool:
+    """Whether reading from a bucket at `location` costs nothing in `region`: it is there, or on all
+    of the continent. Both in small letters."""
+    continent = CONTINENTS.get(region.split("-")[0], "")
+    return location in (region, continent.lower())
 
 
 def planned(launch: Launch, changes: Sequence[str], experiment: Experiment) -> Check:
@@ -200,8 +217,8 @@ def _zone(launch: Launch, zones: list[str]) -> Check:
     if launch.zone in zones:
         return Check("zone", "ok", launch.zone)
     same = [zone for zone in zones if zone.startswith(launch.region)]
-    near = same or difflib.get_close_matches(launch.zone, zones, n=3, cutoff=0.3) or zones[:8]
-    raise UserError(f"--zone={launch.zone} has no TPUs; nearest that have: {', '.join(near)}")
+    nearest = same or difflib.get_close_matches(launch.zone, zones, n=3, cutoff=0.3) or zones[:8]
+    raise UserError(f"--zone={launch.zone} has no TPUs; nearest that have: {', '.join(nearest)}")
 
 
 def _accelerator(launch: Launch, types: list[str]) -> Check:
@@ -220,15 +237,15 @@ def _runtime(launch: Launch, versions: list[str]) -> Check:
     wanted = launch.runtime or launch.machine.runtime
     if wanted in versions:
         return Check("runtime", "ok", wanted)
-    near = difflib.get_close_matches(wanted, versions, n=3, cutoff=0.3)
-    raise UserError(f"--runtime={wanted} is not in {launch.zone}; nearest: {', '.join(near)}")
+    nearest = difflib.get_close_matches(wanted, versions, n=3, cutoff=0.3)
+    raise UserError(f"--runtime={wanted} is not in {launch.zone}; nearest: {', '.join(nearest)}")
 
 
 def _bucket(launch: Launch, experiment: Experiment, where: Callable[[str], str]) -> Check:
     if not launch.bucket:
         return Check("bucket", "note", f"{launch.workdir} is a folder, which all hosts must share")
     found = where(launch.bucket)
-    if found == launch.region or found == CONTINENTS.get(launch.region.split("-")[0], "").lower():
+    if near(launch.region, found):
         return Check("bucket", "ok", f"gs://{launch.bucket} is in {found}")
     said = (
         f"gs://{launch.bucket} is in {found}, the chips in {launch.region}: {_crossing(experiment)}"

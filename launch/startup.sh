@@ -78,7 +78,7 @@ there() { # PLACE
 
 # --- What is left whatever happens: the log, and the exit code -------------------------------------
 save_log() { put "$LOG" "$PLACE/logs/$ATTEMPT/$NAME.log"; }
-# shellcheck disable=SC2317 # the trap calls it
+# shellcheck disable=SC2317,SC2329 # the trap calls it
 end() {
   local code=$?
   trap - EXIT TERM
