@@ -1,4 +1,4 @@
-# What startup.sh needs besides in a pod of a JobSet; launch/gke.py puts it before the first command.
+# What startup.sh needs besides in a pod of a JobSet; launch/jobset.py puts it before the first command.
 # The pod's environment has NAME, SHOW, RESTARTS and JOB_COMPLETION_INDEX, the lines above COORDINATOR
 # (empty where processes find each other), PROCESSES and LEASE.
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from biomedlm_jax.entry import UserError
-from launch.gke import validated
+from launch.jobset import validated
 
 GROUP = {"group": "jobset.x-k8s.io", "version": "v1alpha2"}
 BASE = "/apis/jobset.x-k8s.io/v1alpha2"

@@ -14,7 +14,7 @@ import pytest
 
 from biomedlm_jax import lock
 from biomedlm_jax.entry import UserError
-from launch import bundle, gke, machines, spec
+from launch import bundle, gke, jobset, machines, spec
 from launch.bundle import Bundle
 from tests import kubernetes
 from tests.conftest import ROOT, TINY, changed
@@ -43,7 +43,9 @@ def launched(accelerator="v5e-256", of_gke=None, **given) -> spec.Launch:
 
 
 def manifest(launch, *settings):
-    return gke.jobset(launch, gke.pod_script(launch, settings, COPY.path(launch.place), "abc"))
+    return jobset.jobset(
+        launch, jobset.pod_script(launch, settings, COPY.path(launch.place), "abc")
+    )
 
 
 def job_of(found) -> dict:
@@ -65,7 +67,7 @@ def test_every_manifest_is_one(accelerator, capacity):
     reservation = "ours" if capacity == "reserved" else ""
     more = dict(queue="ours", service_account="trainer")
     launch = launched(accelerator, more, capacity=capacity, reservation=reservation)
-    found = gke.validated(manifest(launch))
+    found = jobset.validated(manifest(launch))
     job = {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -97,11 +99,11 @@ def test_what_is_no_field_is_refused(path, value, message):
         part = part[name]
     part[path[-1]] = value
     with pytest.raises(UserError, match=f"the manifest is no JobSet: .*{message}"):
-        gke.validated(found)
+        jobset.validated(found)
     pod = copy.deepcopy(manifest(launched()))
     pod_of(pod)["containers"][0]["argument"] = ["x"]
     with pytest.raises(UserError, match=r"containers\[0\].argument is no field"):
-        gke.validated(pod)
+        jobset.validated(pod)
 
 
 @pytest.mark.parametrize("accelerator", MACHINES)
@@ -155,13 +157,13 @@ def test_what_kubernetes_asks_of_a_failure_policy_beyond_its_schema():
     assert codes["values"] == [1, 2]
     assert job["backoffLimit"] == 0
     assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
-    assert found["spec"]["failurePolicy"]["maxRestarts"] == gke.RESTARTS
+    assert found["spec"]["failurePolicy"]["maxRestarts"] == jobset.RESTARTS
 
 
 def test_the_longest_name_makes_names_that_kubernetes_takes():
     launch = launched("v5e-256", name="a" + 38 * "-" + "b", slices=999)
     assert not spec.problems(launch)
-    longest = f"{launch.name}-{gke.JOB}-998-{launch.machine.hosts - 1}-abcde"
+    longest = f"{launch.name}-{jobset.JOB}-998-{launch.machine.hosts - 1}-abcde"
     assert re.fullmatch("[a-z]([-a-z0-9]{0,61}[a-z0-9])?", longest)
 
 
@@ -209,6 +211,7 @@ def command(*flags: str, **environment: str) -> subprocess.CompletedProcess:
         [sys.executable, "-m", "launch.gke", "--config=configs/pretrain_2p7b.py", *flags],
         cwd=ROOT,
         env={"PATH": "/usr/local/bin:/usr/bin:/bin", "JAX_PLATFORMS": "cpu"} | environment,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
@@ -232,12 +235,20 @@ def test_the_command_line(tmp_path):
 
 
 @needs_kubectl
-def test_kubectl_creates_it_once(tmp_path):
+def test_kubectl_creates_it_once(store, tmp_path):
     """The real kubectl, which asks a server that validates."""
     config = tmp_path / "config"
-    flags = [*FLAGS, f"--workdir={tmp_path}/one", "--apply"]
+    flags = [*FLAGS, f"--workdir={tmp_path}/one", f"--config.data.store={store}", "--noplan"]
+    flags.append("--apply")
     environment = {"KUBECONFIG": str(config), "HOME": str(tmp_path)}
     with kubernetes.serving(config, CONTEXT) as server:
+        unanswered = command(*flags, **environment)
+        assert unanswered.returncode == 2
+        assert "Create it? [y/N]" in unanswered.stdout
+        assert "nothing was created, for nobody said yes" in unanswered.stderr
+        assert not (tmp_path / "one").exists()
+
+        flags.append("--yes")
         server.refusing = "exceeded quota: tpus"
         refused = command(*flags, **environment)
         assert refused.returncode == 2
@@ -262,18 +273,21 @@ def test_kubectl_creates_it_once(tmp_path):
 
 
 @needs_kubectl
-def test_a_cluster_that_is_not_there_is_said_by_kubectl(tmp_path):
+def test_a_cluster_that_is_not_there_is_said_by_kubectl(store, tmp_path):
     environment = {"KUBECONFIG": str(tmp_path / "none"), "HOME": str(tmp_path)}
-    found = command(*FLAGS, f"--workdir={tmp_path}/one", "--apply", **environment)
+    flags = [*FLAGS, f"--workdir={tmp_path}/one", f"--config.data.store={store}", "--noplan"]
+    found = command(*flags, "--apply", "--yes", **environment)
     assert found.returncode == 2
     assert CONTEXT in found.stderr
     assert not (tmp_path / "one").exists()
 
 
-def test_without_kubectl(tmp_path):
-    found = command(*FLAGS, f"--workdir={tmp_path}/one", "--apply", PATH=f"{tmp_path}")
-    assert found.returncode == 2
-    assert found.stderr.startswith("error: ")
+def test_without_kubectl(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    launch = launched(workdir=str(tmp_path / "one"))
+    with pytest.raises(UserError, match="there is no kubectl; install it, or --dry_run prints"):
+        gke.apply(launch, [], COPY)
+    assert not (tmp_path / "one").exists()
 
 
 class Pods:
@@ -283,9 +297,9 @@ class Pods:
         self.port = free_port()
         whole = bundle.make(ROOT)
         archive = bundle.upload(whole, launch.place)
-        script = gke.pod_script(launch, [], archive, whole.sha256)
+        script = jobset.pod_script(launch, [], archive, whole.sha256)
         # One machine has one name and a repository of its own, and nobody waits for its lease.
-        coordinator = f"{launch.name}-{gke.JOB}-0-0.{launch.name}:{gke.PORT}"
+        coordinator = f"{launch.name}-{jobset.JOB}-0-0.{launch.name}:{jobset.PORT}"
         assert (coordinator in script) == (launch.hosts > 1)
         script = script.replace(coordinator, f"localhost:{self.port}")
         script = script.replace("LEASE=90", "LEASE=0").replace(launch.config, str(file))

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from biomedlm_jax import lock
 from biomedlm_jax.entry import UserError
-from launch import gke, slurm, spec
+from launch import slurm, spec
 from tests.conftest import ROOT
 from tests.runs import assert_same
 from tests.slurm import PROGRAMS, running
@@ -150,7 +151,7 @@ def test_a_lease_on_gs_is_waited_for_before_a_job_begins_again(tmp_path):
     script(environment | {"SLURM_RESTART_COUNT": "1"})
     assert "sleep 90" not in asked(tmp_path)
     script(environment | {"SLURM_RESTART_COUNT": "1"}, FLAGS[0], "--workdir=gs://my-bucket/run")
-    assert f"sleep {gke.COUNTS:g}" in asked(tmp_path)
+    assert f"sleep {lock.COUNTS:g}" in asked(tmp_path)
 
 
 @pytest.mark.parametrize(
