@@ -29,9 +29,12 @@ def cloud(tmp_path, monkeypatch):
 
 
 class Watched:
-    """A watcher in a world where `sleep` is all that takes time. each: called at each sleep."""
+    """A watcher in a world where `sleep` is all that takes time. each: called at each sleep. whole:
+    seconds for which passing errors are tried again."""
 
-    def __init__(self, cloud: FakeCloudTpu, tmp_path, each: Callable | None = None, **fields):
+    def __init__(
+        self, cloud: FakeCloudTpu, tmp_path, each: Callable | None = None, whole=60.0, **fields
+    ):
         given = {
             "config": "configs/demo.py",
             "workdir": str(tmp_path / "run"),
@@ -46,7 +49,7 @@ class Watched:
         self.now, self.slept, self.said = 1e9, list[float](), list[str]()
         (tmp_path / "run/launch").mkdir(parents=True, exist_ok=True)
         self.place = tmp_path / "run/launch"
-        self.tpus = Tpus(self.launch, Patience(first=0.01, longest=0.02, whole=0.2))
+        self.tpus = Tpus(self.launch, Patience(first=0.01, longest=0.02, whole=whole))
         shipped = Shipped([], "/nowhere.tar.gz", "0" * 64)
         self.watcher = Watcher(
             self.launch, shipped, self.tpus, lambda: self.now, self.sleep, self.said.append
@@ -194,7 +197,7 @@ def test_an_api_that_is_away_for_long_is_waited_for(cloud, tmp_path):
         elif active(watched) and not cloud.faults["GetQueuedResource"]:
             watched.ends(0, 0)
 
-    watched = Watched(cloud, tmp_path, each)
+    watched = Watched(cloud, tmp_path, each, whole=0.05)
     assert watched.over() == "done"
     assert any("away" in line and line.endswith("watching on") for line in watched.said)
 
