@@ -103,8 +103,9 @@ def apply(launch: Launch, settings: Sequence[str], copy: Bundle) -> None:
         print(_run(launch, "create", "--filename=-", given=rendered(manifest)), flush=True)
     except UserError as error:
         raise UserError(
-            f"{error}\nNo JobSet was created. The copy of the repository stays for the next time; "
-            f"gcloud storage rm {archive} removes it"
+            f"{error}\nIf a JobSet was created all the same, this deletes it:\n"
+            f"{shlex.join(kubectl(launch, 'delete', 'jobset', launch.name))}\nThe copy of the "
+            f"repository stays for the next time; gcloud storage rm {archive} removes it"
         ) from error
     print(advice(launch))
 

@@ -76,8 +76,8 @@ fi
 "${step[@]}" &
 running=$!
 # srun would make SIGKILL of a SIGTERM, so the tasks get it from scancel.
-trap 'told=yes; scancel --signal=TERM "$SLURM_JOB_ID" || true' TERM
-told=yes code=0
+trap 'told=yes wanted=yes; scancel --signal=TERM "$SLURM_JOB_ID" || true' TERM
+told=yes wanted='' code=0
 while [[ -n $told ]]; do  # a signal ends `wait` before srun has ended
   told='' code=0
   wait "$running" || code=$?
@@ -88,7 +88,8 @@ echo "$(date -u +%FT%TZ) job $SLURM_JOB_ID: srun ended with $code, its processes
 for wrong in 2 1; do
   [[ " $codes" != *" $wrong "* ]] || exit "$wrong"
 done
-[[ " $codes" == *" 75 "* || " $codes" == *" 76 "* ]] || exit "$code"
+# A process that is told before it can save ends by the signal.
+((code != 0)) && [[ -n $wanted || " $codes" == *" 75 "* || " $codes" == *" 76 "* ]] || exit "$code"
 state=$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")
 if [[ $state != RUNNING ]]; then
   echo "not put back into the queue: the job is $state"  # scancel; or Slurm does it itself

@@ -114,7 +114,8 @@ def test_a_job_that_is_cancelled_or_has_begun_often_does_not_begin_again(tmp_pat
     assert "scontrol" not in "".join(asked(tmp_path / "one") + asked(tmp_path / "two"))
 
 
-def test_a_signal_goes_to_the_tasks_and_is_waited_for(tmp_path):
+@pytest.mark.parametrize("code", [75, 143], ids=["saved", "too_early_to_save"])
+def test_a_signal_goes_to_the_tasks_and_is_waited_for(code, tmp_path):
     environment = standing_in(tmp_path)
     # As scancel would, but there is no Slurm: the tasks' own shells and what they run get SIGTERM.
     tell = (
@@ -124,7 +125,7 @@ def test_a_signal_goes_to_the_tasks_and_is_waited_for(tmp_path):
     (tmp_path / "programs/sleep").unlink()
     python(
         tmp_path,
-        f"""trap 'sleep 0.5; echo saved >{tmp_path}/saved-$SLURM_PROCID; exit 75' TERM
+        f"""trap 'sleep 0.5; echo saved >{tmp_path}/saved-$SLURM_PROCID; exit {code}' TERM
 echo $$ $PPID >{tmp_path}/$SLURM_PROCID.pid
 if [ -e {tmp_path}/0.pid ] && [ -e {tmp_path}/1.pid ] && mkdir {tmp_path}/told 2>/dev/null; then
   kill -TERM "$JOB_SHELL"
@@ -136,7 +137,7 @@ for i in $(seq 600); do sleep 0.1; done""",
     found = subprocess.run(
         ["bash", str(job), *FLAGS], env=environment, capture_output=True, text=True, check=False
     )
-    assert found.returncode == 75, found.stderr
+    assert found.returncode == code, found.stderr
     assert asked(tmp_path)[0] == "scancel --signal=TERM 7"
     assert asked(tmp_path)[-1] == "scontrol requeue 7"
     assert (tmp_path / "saved-0").exists()
