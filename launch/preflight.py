@@ -242,6 +242,11 @@ def _runtime(launch: Launch, versions: list[str]) -> Check:
 
 
 def _bucket(launch: Launch, experiment: Experiment, where: Callable[[str], str]) -> Check:
+    if not launch.bucket and not Path(launch.workdir).is_absolute():
+        raise UserError(
+            f"--workdir={launch.workdir} means another folder on each host; name gs://BUCKET/..., "
+            "or from / on a folder that all of them share"
+        )
     if not launch.bucket:
         return Check("bucket", "note", f"{launch.workdir} is a folder, which all hosts must share")
     found = where(launch.bucket)

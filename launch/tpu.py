@@ -154,6 +154,8 @@ def status(launch: Launch) -> None:
     if there:
         print(watch.costs(launch))
     print(f"newest checkpoint  {max(saves.steps_in(workdir), default=0):,}")
+    if (share := watch.goodput_of(launch)) is not None:
+        print(f"goodput  {share:.1%} of the time since the run began went into steps that count")
     for line in journal.read(epath.Path(launch.place) / watch.EVENTS)[-10:]:
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(line.pop("time")))
         facts = "  ".join(f"{name} {value}" for name, value in line.items() if value is not None)

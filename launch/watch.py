@@ -158,13 +158,6 @@ class Watcher:
             self.known["saved"] = max(saves.steps_in(epath.Path(self.launch.workdir)), default=0)
         return Seen(state, error, lost, ill, ends, self.logs.heard(self.identifier), **self.known)
 
-    def goodput(self) -> float | None:
-        """Of the whole run so far, as its own folder tells; None before it does."""
-        try:
-            return times.goodput(record.read(epath.Path(self.launch.workdir)))
-        except UserError:  # it has not begun
-            return None
-
     def _pause(self) -> float:
         if self.run.phase == "waiting":
             return min(max(self.run.until - self.clock(), 0.0), self.launch.poll_seconds)
@@ -220,7 +213,7 @@ class Watcher:
     def _facts(self, seen: Seen) -> dict[str, Any]:
         goodput = None
         with self._reading("goodput"):
-            goodput = self.goodput()
+            goodput = goodput_of(self.launch)
         return {"saved": seen.saved, "failures": self.run.failures, "goodput": goodput}
 
     def _event(self, kind: str, **facts: Any) -> None:
@@ -285,7 +278,16 @@ def ended_hosts(launch: Launch, identifier: str) -> dict[str, int]:
     return found
 
 
+def goodput_of(launch: Launch) -> float | None:
+    """Of the whole run so far, as its own folder tells; None before it does."""
+    try:
+        return times.goodput(record.read(epath.Path(launch.workdir)))
+    except UserError:  # it has not begun
+        return None
+
+
 def costs(launch: Launch) -> str:
+    """Of an hour, for people."""
     price = prices.chip_hour(launch.machine, launch.price)
     whose = "--price" if launch.price else "the list price"
     most = "at most " if launch.capacity == "spot" else ""
@@ -294,6 +296,7 @@ def costs(launch: Launch) -> str:
 
 
 def delete_command(launch: Launch) -> str:
+    """That ends all by this launch's name."""
     return (
         f"python -m launch.tpu delete --name={launch.name} --project={launch.project} "
         f"--zone={launch.zone} --accelerator={launch.accelerator} --workdir={launch.workdir}"

@@ -205,6 +205,11 @@ def test_a_bucket_in_another_region_costs_and_is_refused(where, verdict, experim
         assert preflight._bucket(forced, experiment, lambda b: where).verdict == "note"
 
 
+def test_a_folder_that_is_another_one_on_each_host(experiment):
+    with pytest.raises(UserError, match=r"--workdir=runs/one means another folder on each host"):
+        preflight._bucket(launch(workdir="runs/one"), experiment, lambda bucket: "")
+
+
 def test_the_cost_of_another_region_is_that_of_checkpoints():
     """300,000 steps of the 2.7B with a save each 1,000."""
     changes = ["--config.run.save_every=1000", "--config.run.keep_every=0"]
