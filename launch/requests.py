@@ -1,6 +1,7 @@
 """What is asked of the Cloud TPU API, as its own messages."""
 
 import datetime
+import hashlib
 import re
 
 try:
@@ -13,7 +14,7 @@ except ImportError as missing:
 from launch.spec import Launch
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
-RUN = "biomedlm-run"  # label of nodes: the launch's name
+RUN, WORKDIR = "biomedlm-run", "biomedlm-workdir"  # labels of nodes: `labels`
 SCRIPT = "startup-script"
 
 
@@ -30,6 +31,18 @@ def number_of(launch: Launch, identifier: str) -> int | None:
     """Of a request's name or path; None for one that is not of this launch."""
     found = re.fullmatch(rf"{re.escape(launch.name)}-a([1-9]\d*)", identifier.rpartition("/")[2])
     return int(found[1]) if found else None
+
+
+def labels(launch: Launch) -> dict[str, str]:
+    """Whose nodes they are: a label can not hold a path, so it holds what that hashes to."""
+    workdir = hashlib.sha256(launch.workdir.rstrip("/").encode()).hexdigest()[:16]
+    return {RUN: launch.name, WORKDIR: workdir}
+
+
+def foreign(launch: Launch, request: tpu.QueuedResource) -> bool:
+    """Whether a request is that of a launch with another workdir, by its labels."""
+    found = {spec.node.labels.get(WORKDIR) for spec in request.tpu.node_spec}
+    return not found <= {None, labels(launch)[WORKDIR]}
 
 
 def path(launch: Launch, identifier: str) -> str:
@@ -53,7 +66,7 @@ def create(
             enable_external_ips=launch.external_ips,
         ),
         service_account=tpu.ServiceAccount(email=launch.service_account, scope=[SCOPE]),
-        labels={RUN: launch.name},
+        labels=labels(launch),
         metadata={SCRIPT: script},
     )
     spec = tpu.QueuedResource.Tpu.NodeSpec(parent=parent(launch), node=node)

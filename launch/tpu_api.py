@@ -95,7 +95,11 @@ class Tpus:
             return None
 
     def of_launch(self) -> dict[int, tpu.QueuedResource]:
-        """{attempt: request} of what is there by this launch's name, the oldest first."""
+        """{attempt: request} of what is there by this launch's name, the oldest first.
+
+        Raises:
+          UserError: also where one of them is another run's, of the same name.
+        """
         pager = self._call(
             "list queued resources",
             lambda: list(
@@ -104,8 +108,15 @@ class Tpus:
                 )
             ),
         )
-        found = {requests.number_of(self.launch, one.name): one for one in pager}
-        return {number: found[number] for number in sorted(n for n in found if n is not None)}
+        numbers = {requests.number_of(self.launch, one.name): one for one in pager}
+        found = {number: numbers[number] for number in sorted(n for n in numbers if n is not None)}
+        for one in found.values():
+            if requests.foreign(self.launch, one):
+                raise UserError(
+                    f"{one.name} is of a run in another --workdir than {self.launch.workdir}; "
+                    "give this one another --name"
+                )
+        return found
 
     def nodes(self, identifier: str) -> list[tpu.Node]:
         """Of a request, those that are there."""

@@ -318,6 +318,16 @@ def test_two_launchers_of_one_run_are_one_too_many(cloud, tmp_path):
         pass
 
 
+def test_runs_of_one_name_in_two_folders_are_kept_apart(cloud, tmp_path):
+    """Neither is gone on with, or deleted, for the other."""
+    first = Watched(cloud, tmp_path / "a")
+    first.watcher.until_over(created=True)
+    wrong = r"queuedResources/run-a1 is of a run in another --workdir than .*/b/run; give this one "
+    with pytest.raises(UserError, match=wrong):
+        Watched(cloud, tmp_path / "b")
+    assert cloud.names() == ["run-a1"]
+
+
 def test_several_slices_are_one_request(cloud, tmp_path):
     def each(watched):
         if active(watched):
