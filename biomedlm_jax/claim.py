@@ -106,9 +106,9 @@ def claim(
             return
     elif found := sorted(
         {entry.name for entry in (workdir.iterdir() if workdir.exists() else ())}
-        - {"vocabulary", "config.partial", "compilation_cache", FILE, LEASE}
+        - {"vocabulary", "config.partial", "compilation_cache", "launch", FILE, LEASE}
     ):
-        raise UserError(  # those are what an interrupted start leaves
+        raise UserError(  # those are what an interrupted start, or who launches it, leaves
             f"--workdir={workdir} has {', '.join(found[:3])} but no config.json, so it is no run's "
             "folder; name a new one"
         )

@@ -38,15 +38,20 @@ def config_file(experiment: Experiment, file: Path) -> Path:
 
 
 class Process:
-    """One process, whose output goes to a file."""
+    """One process, whose output goes to a file. more: variables of its environment."""
 
-    def __init__(self, command: Sequence[str], log: Path):
+    def __init__(self, command: Sequence[str], log: Path, more: dict[str, str] | None = None):
         self.log = log
         with log.open("w") as output:
             self.popen = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"},
+                env={
+                    **os.environ,
+                    "JAX_PLATFORMS": "cpu",
+                    "PYTHONUNBUFFERED": "1",
+                    **(more or {}),
+                },
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -87,17 +92,19 @@ def running(
     processes: int = 2,
     faults: dict[int, str] | None = None,
     extra: dict[int, list[str]] | None = None,
+    logs: Path | None = None,
 ) -> Iterator[list[Process]]:
     """The processes of one run; whatever is left of them at the end is killed.
 
     file: of `config_file`.
     flags: for all of them; `extra` for one.
     faults: what goes wrong in which process, as in "hang=5"; see `faulty.py`.
+    logs: a folder for what they say; None is that of `file`.
     """
     flags = (f"--config={file}", f"--workdir={workdir}", *flags)
     if processes > 1:
         flags += (f"--coordinator=localhost:{free_port()}", f"--processes={processes}")
-    found, number, logs = [], time.monotonic_ns(), Path(tempfile.mkdtemp(dir=file.parent))
+    found, number, logs = [], time.monotonic_ns(), Path(tempfile.mkdtemp(dir=logs or file.parent))
     try:
         for index in range(processes):
             fault = (faults or {}).get(index)

@@ -1,0 +1,217 @@
+"""What a watcher does about what it sees: a state machine without a clock, a network or a disk.
+
+    waiting --create--> requested --ACTIVE--> running --all hosts ended well--> leaving --> over
+       ^                    |                    | preempted, failed, a host ended otherwise
+       +------ gone --------+----- leaving <-----+
+
+`step` is given what was seen and says what to do. An attempt is one request for slices. Attempts
+that fail in a row without a new checkpoint are counted, and the pauses before the next double.
+"""
+
+import dataclasses
+import random
+from collections.abc import Mapping
+from typing import Literal
+
+from biomedlm_jax.entry import HOST_LOST, PREEMPTED, USER_ERROR
+from launch import refusals
+
+Phase = Literal["waiting", "requested", "running", "leaving", "over"]
+Action = Literal["wait", "create", "delete"]
+
+COMING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "STATE_UNSPECIFIED")
+GOING = ("SUSPENDING", "SUSPENDED")
+GRACE = 60.0  # seconds, after the first host that ended badly, for others to say why they do
+SILENCE = 1800.0  # until a host of an active slice must have written something
+ILL = 900.0  # seconds for which a node may be unhealthy
+AGAIN = 120.0  # seconds, until what is to be deleted and does not go is deleted again
+LATE = 900.0  # seconds after the end of the queueing policy, when the API has said nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """restarts: in a row without a new checkpoint. backoff, longest: seconds, of the pause before
+    the first and of the longest; least: of any. queue: seconds that a request may wait. seed: of
+    the jitter. hosts: of all slices together."""
+
+    restarts: int
+    backoff: float
+    longest: float
+    least: float
+    queue: float
+    seed: str
+    hosts: int
+
+    def pause(self, attempt: int, failures: int) -> float:
+        """Before the request after `attempt`; between half and all of the doubled backoff."""
+        whole = min(self.longest, self.backoff * 2 ** max(failures - 1, 0))
+        jitter = random.Random(f"{self.seed} {attempt}").uniform(0.5, 1.0)
+        return max(self.least, whole * jitter)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """One look. state: of the request, "" where there is none of that name; error: of a FAILED one,
+    its code and message. lost: a node that is no more, in words; ill: one that is unhealthy. ends:
+    {host: exit code} of this attempt. heard: whether any host has written. saved: the newest
+    checkpoint's step. stopping: a person wants the run to save and end."""
+
+    state: str
+    error: tuple[int, str] = (0, "")
+    lost: str = ""
+    ill: str = ""
+    ends: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    heard: bool = True
+    saved: int = 0
+    stopping: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """attempt: of the request that is, or was last, there. since: when the phase began. until: when
+    waiting ends. failures: in a row. saved: the newest checkpoint when the attempt was asked for.
+    ended, ill: when the first host ended, when a node was first ill; 0 is not. why: the phase
+    began. outcome: how all of it ends, "" while that is open: "done", "stopped", or the reason why
+    it was given up."""
+
+    phase: Phase
+    attempt: int
+    since: float
+    until: float = 0.0
+    failures: int = 0
+    saved: int = 0
+    ended: float = 0.0
+    ill: float = 0.0
+    why: str = ""
+    outcome: str = ""
+
+
+def step(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Action]:
+    """What the run is after a look at `now`, and what to do."""
+    match run.phase:
+        case "over":
+            return run, "wait"
+        case "waiting":
+            if seen.stopping:
+                return _over(run, "stopped", now), "wait"
+            return run, "create" if now >= run.until else "wait"
+        case "leaving":
+            if not seen.state:
+                return _gone(policy, run, now), "wait"
+            if seen.state not in ("DELETING", "SUSPENDING") and now - run.since > AGAIN:
+                return dataclasses.replace(run, since=now), "delete"
+            return run, "wait"
+    if not seen.state or seen.state == "DELETING":
+        why = "its request was deleted by somebody else"
+        later = _leaving(run, why, now, outcome=why)
+        return (_over(later, why, now) if not seen.state else later), "wait"
+    if seen.state in GOING and seen.stopping:
+        return _leaving(run, "its slices are gone", now, outcome="stopped"), "delete"
+    if seen.state in GOING:
+        how = "" if run.phase == "running" else " while they were made"
+        return _failed(policy, run, seen, f"its slices were taken away{how}", now), "delete"
+    if seen.state == "FAILED":
+        return _refused(policy, run, seen, now), "delete"
+    if seen.lost:
+        return _failed(policy, run, seen, seen.lost, now), "delete"
+    if seen.state in COMING:
+        return _coming(policy, run, seen, now)
+    if run.phase == "requested":
+        run = dataclasses.replace(run, phase="running", since=now, why="")
+    return _running(policy, run, seen, now)
+
+
+def created(run: Run, saved: int, now: float) -> Run:
+    """The next attempt's request is in the queue."""
+    return Run("requested", run.attempt + 1, now, failures=run.failures, saved=saved)
+
+
+def not_created(policy: Policy, run: Run, saved: int, why: str, now: float) -> Run:
+    """The next attempt's request was refused, for reasons that may pass."""
+    asked = dataclasses.replace(run, attempt=run.attempt + 1, saved=saved)
+    return _gone(policy, _failed(policy, asked, Seen("", saved=saved), why, now), now)
+
+
+def _coming(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Action]:
+    if seen.stopping:
+        return _leaving(run, "it is to stop", now, outcome="stopped"), "delete"
+    if run.phase == "requested" and now - run.since > policy.queue + LATE:
+        hours = policy.queue / 3600
+        why = f"no slice came within {hours:g} hours (launch.queue_hours)"
+        return _leaving(run, why, now, outcome=why), "delete"
+    return run, "wait"
+
+
+def _running(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Action]:
+    bad = {host: code for host, code in seen.ends.items() if code}
+    if seen.ends and not run.ended:
+        run = dataclasses.replace(run, ended=now)
+    # A host that has ended well, and can not say so, is not waited for: the others could not have.
+    if seen.ends and not bad and (len(seen.ends) == policy.hosts or now - run.ended > ILL):
+        return _leaving(run, "the run has come to its end", now, outcome="done"), "delete"
+    if bad:
+        if USER_ERROR in bad.values():
+            host = next(host for host, code in bad.items() if code == USER_ERROR)
+            why = f"host {host} ended with an error that a restart does not repair (code 2)"
+            return _leaving(run, why, now, outcome=why), "delete"
+        if len(seen.ends) < policy.hosts and now - run.ended < GRACE:
+            return run, "wait"
+        if seen.stopping and set(bad.values()) == {PREEMPTED}:
+            return _leaving(run, "it has saved and ended", now, outcome="stopped"), "delete"
+        return _failed(policy, run, seen, ended(bad), now), "delete"
+    if not seen.heard and now - run.since > SILENCE:
+        why = f"no host has written a word within {SILENCE / 60:.0f} minutes"
+        return _failed(policy, run, seen, why, now), "delete"
+    if not seen.ill:
+        return dataclasses.replace(run, ill=0.0), "wait"
+    run = run if run.ill else dataclasses.replace(run, ill=now)
+    if now - run.ill > ILL:
+        return _failed(policy, run, seen, seen.ill, now), "delete"
+    return run, "wait"
+
+
+def ended(bad: Mapping[str, int]) -> str:
+    """In words, hosts that did not end well."""
+    names = {PREEMPTED: "was preempted", HOST_LOST: "missed another host"}
+    host, code = min(bad.items(), key=lambda end: (end[1] in names, end[0]))
+    more = f", as did {len(bad) - 1} more" if bad.keys() - {host} else ""
+    return f"host {host} {names.get(code, 'failed')} (code {code}){more}"
+
+
+def _refused(policy: Policy, run: Run, seen: Seen, now: float) -> Run:
+    """Of a request that FAILED."""
+    code, message = seen.error
+    why = f"the request failed: {message or 'no reason is given'}"
+    if code and refusals.kind(code, message) in ("quota", "refused"):
+        why = f"{why}; {refusals.advice(code, message)}"
+        return _leaving(run, why, now, outcome=why)
+    return _failed(policy, run, seen, why, now)
+
+
+def _failed(policy: Policy, run: Run, seen: Seen, why: str, now: float) -> Run:
+    """The attempt is to be deleted; whether another follows is decided here."""
+    failures = 0 if seen.saved > run.saved else run.failures + 1
+    outcome = ""
+    if failures > policy.restarts:
+        outcome = (
+            f"{failures} attempts in a row made no new checkpoint (launch.restarts="
+            f"{policy.restarts}); the last one: {why}"
+        )
+    if seen.stopping:
+        outcome = "stopped"
+    return dataclasses.replace(_leaving(run, why, now, outcome), failures=failures)
+
+
+def _leaving(run: Run, why: str, now: float, outcome: str = "") -> Run:
+    return dataclasses.replace(run, phase="leaving", since=now, why=why, outcome=outcome)
+
+
+def _gone(policy: Policy, run: Run, now: float) -> Run:
+    if run.outcome:
+        return _over(run, run.outcome, now)
+    until = now + policy.pause(run.attempt, run.failures)
+    return dataclasses.replace(run, phase="waiting", since=now, until=until, ended=0.0, ill=0.0)
+
+
+def _over(run: Run, outcome: str, now: float) -> Run:
+    return dataclasses.replace(run, phase="over", since=now, outcome=outcome)

@@ -1,0 +1,51 @@
+"""What hosts say, read from the run's folder, where each of them puts its log now and then: nobody
+has to reach a host for it, and it is there when the host is not."""
+
+from collections.abc import Callable
+
+from etils import epath
+
+from launch.startup import LOGS
+
+
+class Logs:
+    """Shows what is new. place: `Launch.place`. say: given a line. hosts: those that are shown,
+    SLICE-WORKER; none of them is all."""
+
+    def __init__(self, place: str, say: Callable[[str], None], hosts: tuple[str, ...] = ()):
+        self.folder, self.say, self.hosts = epath.Path(place) / LOGS, say, hosts
+        self.shown: dict[str, int] = {}  # characters, by path
+        self.found: set[str] = set()  # attempts that have written
+
+    def attempts(self) -> list[str]:
+        """That have logs, in the order of their numbers."""
+        names = [entry.name for entry in self.folder.iterdir()] if self.folder.exists() else []
+        return sorted(names, key=lambda name: int(name.rpartition("-a")[2]))
+
+    def heard(self, attempt: str) -> bool:
+        return attempt in self.found
+
+    def show(self, attempt: str) -> None:
+        """The lines that are new, each after the name of its host. A line that has no end yet is
+        left for the next time."""
+        folder = self.folder / attempt
+        if not folder.exists():
+            return
+        for file in sorted(folder.iterdir(), key=lambda file: file.name):
+            host = file.name.removesuffix(".log")
+            if not file.name.endswith(".log"):
+                continue
+            self.found.add(attempt)
+            if self.hosts and host not in self.hosts:
+                continue
+            self._show(file, host)
+
+    def _show(self, file: epath.Path, host: str) -> None:
+        before = self.shown.get(str(file), 0)
+        if file.stat().length <= before:
+            return
+        content = file.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        for line in content[before:whole].decode(errors="replace").splitlines():
+            self.say(f"[{host}] {line}")
+        self.shown[str(file)] = max(before, whole)

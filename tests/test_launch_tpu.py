@@ -1,0 +1,183 @@
+"""The commands of launch.tpu as a person gives them, against a local Cloud TPU; and what they would
+send, word for word, in tests/golden."""
+
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch import spec, tpu
+from launch.watch import Shipped
+from tests.conftest import ROOT
+from tests.fake_cloud_tpu import FakeCloudTpu
+from tests.runs import PATIENCE, Process
+
+HERE = ["--project=my-project", "--zone=us-west4-a", "--accelerator=v4-16", "--poll_seconds=0.1"]
+SMALL = ["--config=configs/demo.py", "--config.model.vocab=300", "--yes", "--noplan"]
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    with FakeCloudTpu(tmp_path / "cloud") as cloud:
+        yield cloud
+
+
+@pytest.fixture
+def start(cloud, tmp_path):
+    """start("run", ...): a process of launch.tpu."""
+    started = []
+
+    def make(*command: str) -> Process:
+        log = tmp_path / f"{len(started)}.log"
+        flags = [*HERE, f"--workdir={tmp_path / 'run'}"]
+        line = [sys.executable, "-m", "launch.tpu", *command, *flags]
+        started.append(Process(line, log, more={"BIOMEDLM_TPU_ENDPOINT": cloud.endpoint}))
+        return started[-1]
+
+    yield make
+    for process in started:
+        process.popen.kill()
+        process.popen.wait()
+
+
+def until(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_an_interrupted_launcher_says_what_still_costs_and_how_to_end_it(
+    cloud, start, store, tmp_path
+):
+    """Ctrl-C, two launchers, status, logs, and the very command that it says."""
+    settings = [*SMALL, f"--config.data.store={store}"]
+    run = start("run", *settings)
+    run.until("^run-a1 is there; 8 chips cost ")
+    second = start("run", *settings)
+    assert second.wait() == 2, second.said
+    assert re.search(r"another launcher watches the run in .*: process \d+ on ", second.said)
+    place = tmp_path / "run/launch"
+    (place / "logs/run-a1").mkdir(parents=True)
+    (place / "logs/run-a1/0-1.log").write_text("a line\nand half a")
+    run.until(r"^\[0-1\] a line$")
+
+    shown, log = start("status"), start("logs", "--host=0-1")
+    nobody = start("logs", "--host=0-0", "--attempt=run-a7")
+    run.send(signal.SIGINT)
+    assert run.wait() == 130, run.said
+    assert "Traceback" not in run.said
+    last = run.said.partition("interrupted; ")[2]
+    assert last.startswith(
+        "projects/my-project/locations/us-west4-a/queuedResources/run-a1 goes on"
+    )
+    assert "8 chips cost $25.76 an hour" in last
+    assert cloud.names() == ["run-a1"]
+    assert [process.wait() for process in (shown, log, nobody)] == [0, 0, 0]
+    assert "queuedResources/run-a1  ACTIVE\n  run-a1  READY  HEALTHY\n" in shown.said
+    assert "newest checkpoint  0\n" in shown.said
+    assert log.said == "[0-1] a line\n"
+    assert nobody.said == ""
+
+    command = last.partition("to end it:\n  ")[2].strip()
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "launch.tpu"]
+    line = [sys.executable, *words[1:], "--poll_seconds=0.1"]
+    endpoint = {"BIOMEDLM_TPU_ENDPOINT": cloud.endpoint}
+    refused = Process(line, tmp_path / "refused.log", more=endpoint)  # for nobody says yes
+    assert refused.wait() == 2
+    assert "nothing was deleted" in refused.said
+    done = Process([*line, "--yes"], tmp_path / "delete.log", more=endpoint)
+    assert done.wait() == 0, done.said
+    assert done.said == "run-a1 is deleted\n"
+    assert cloud.names() == []
+
+
+def test_an_interrupted_launcher_deletes_where_it_is_told_to(cloud, start, store):
+    settings = [*SMALL, f"--config.data.store={store}", "--delete_on_interrupt"]
+    run = start("run", *settings)
+    run.until("^run-a1 is there")
+    run.send(signal.SIGINT)
+    assert run.wait() == 130, run.said
+    assert run.said.endswith("run-a1 is deleted\n")
+    assert cloud.names() == []
+
+
+def test_what_is_created_is_stopped_without_a_watcher(cloud, start, store, tmp_path):
+    """`stop` sees to it itself."""
+    created = start("create", *SMALL, f"--config.data.store={store}")
+    assert created.wait() == 0, created.said
+    assert "Nobody watches it: python -m launch.tpu run" in created.said
+    assert "launch.tpu delete --name=run --project=my-project" in created.said
+    assert list((tmp_path / "run/launch/archives").glob("biomedlm-*.tar.gz"))
+    stopped = start("stop")
+    stopped.until("see .*run/launch/stop within 0.1 s, save and end")
+    folder = tmp_path / "run/launch/ends/run-a1"
+    folder.mkdir(parents=True)
+    for worker in range(2):
+        (folder / f"0-{worker}.json").write_text('{"code": 75}')
+    assert stopped.wait() == 0, stopped.said
+    assert stopped.said.endswith("over: stopped; nothing is left running\n")
+    assert cloud.names() == []
+
+
+def test_what_is_given_up_leaves_nothing_and_says_why(cloud, start, store):
+    cloud.plans.append(["ACCEPTED", "FAILED: 8 Quota limit 'TPUV4' has been exceeded. Limit: 0"])
+    run = start("run", *SMALL, f"--config.data.store={store}")
+    assert run.wait() == 2
+    assert "error: given up, and nothing is left running: the request failed: Quota" in run.said
+    assert cloud.names() == []
+
+
+def test_commands_that_are_none():
+    for command, message in [
+        (["crate"], "'crate' is no command of launch.tpu; say one of create, run, status"),
+        ([], "'nothing' is no command of launch.tpu"),
+    ]:
+        line = [sys.executable, "-m", "launch.tpu", *command]
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert message in done.stderr
+
+
+LAUNCHES = {
+    "v5e_256_spot": dict(accelerator="v5e-256", zone="us-west4-a", capacity="spot"),
+    "v5p_256_reserved": dict(
+        accelerator="v5p-256", zone="us-east5-a", capacity="reserved", reservation="my-reservation"
+    ),
+    "two_v5e_256": dict(accelerator="v5e-256", zone="us-west4-a", slices=2),
+}
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_golden_requests_of_the_published_recipe(name, golden):
+    launch = spec.read(
+        spec.DEFAULT,
+        {
+            "config": "configs/pretrain_2p7b.py",
+            "project": "my-project",
+            "workdir": "gs://my-bucket/runs/pretrain-2p7b",
+            **LAUNCHES[name],
+        },
+    )
+    store = "--config.data.store=gs://my-bucket/pubmed/store"
+    archive = f"{launch.place}/archives/biomedlm-0123456789ab-0123456789ab.tar.gz"
+    found = tpu.dry_create(launch, Shipped([store], archive, "0123456789ab" + "0" * 52))
+    assert found == golden(f"launch_tpu_{name}.txt", found)
+
+
+def test_golden_requests_of_the_other_commands(golden):
+    """By the command line; no endpoint is there, so that nothing can be asked."""
+    flags = ["--dry_run", "--project=my-project", "--zone=us-west4-a", "--accelerator=v5e-256"]
+    flags.append("--workdir=gs://my-bucket/runs/pretrain-2p7b")
+    found = ""
+    for command in ("status", "logs", "stop", "delete"):
+        line = [sys.executable, "-m", "launch.tpu", command, *flags]
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+        found += f"$ python -m launch.tpu {command} {shlex.join(flags)}\n{done.stdout}\n"
+    assert found == golden("launch_tpu_others.txt", found)

@@ -1,0 +1,402 @@
+"""A watcher and what can happen to it, against a local Cloud TPU whose slices have no hosts: what
+these would write to the run's folder is written here. Time is pushed by its sleeps."""
+
+import itertools
+import json
+import re
+from collections.abc import Callable
+
+import grpc
+import pytest
+from google.cloud import tpu_v2alpha1 as tpu
+
+from biomedlm_jax.entry import UserError
+from launch import lifecycle, spec, tpu_api, watch
+from launch.tpu_api import Patience, Tpus
+from launch.watch import Shipped, Watcher
+from tests.fake_cloud_tpu import FakeCloudTpu
+
+Code = grpc.StatusCode
+FULL = 'There is no more capacity in the zone "us-west4-a"; you can try in another zone'
+QUOTA = "Quota limit 'TPUV4sPreemptiblePodPerProjectPerZone' has been exceeded. Limit: 0"
+
+
+@pytest.fixture
+def cloud(tmp_path, monkeypatch):
+    with FakeCloudTpu(tmp_path / "cloud") as cloud:
+        monkeypatch.setenv(tpu_api.ENDPOINT, cloud.endpoint)
+        yield cloud
+
+
+class Watched:
+    """A watcher in a world where `sleep` is all that takes time. each: called at each sleep. whole:
+    seconds for which passing errors are tried again."""
+
+    def __init__(
+        self, cloud: FakeCloudTpu, tmp_path, each: Callable | None = None, whole=60.0, **fields
+    ):
+        given = {
+            "config": "configs/demo.py",
+            "workdir": str(tmp_path / "run"),
+            "project": "my-project",
+            "zone": "us-west4-a",
+            "accelerator": "v4-16",
+            "poll_seconds": 10.0,
+            **fields,
+        }
+        self.launch = spec.read(spec.DEFAULT, given)
+        self.cloud, self.each = cloud, each or (lambda watched: None)
+        self.now, self.slept, self.said = 1e9, list[float](), list[str]()
+        (tmp_path / "run/launch").mkdir(parents=True, exist_ok=True)
+        self.place = tmp_path / "run/launch"
+        self.tpus = Tpus(self.launch, Patience(first=0.01, longest=0.02, whole=whole))
+        shipped = Shipped([], "/nowhere.tar.gz", "0" * 64)
+        self.watcher = Watcher(
+            self.launch, shipped, self.tpus, lambda: self.now, self.sleep, self.said.append
+        )
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept.append(seconds)
+        assert len(self.slept) < 20_000, self.said
+        self.each(self)
+
+    def over(self) -> str:
+        return self.watcher.until_over().outcome
+
+    def ends(self, *codes: int, hosts: int = 2) -> None:
+        """What hosts of the newest request write as they end; those without a code do not."""
+        folder = self.place / "ends" / self.watcher.identifier
+        folder.mkdir(parents=True, exist_ok=True)
+        for worker, code in enumerate(codes or [0] * hosts):
+            (folder / f"0-{worker}.json").write_text(json.dumps({"code": code}))
+
+    def saves(self, step: int) -> None:
+        (self.place.parent / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
+
+    def events(self, kind: str) -> list[dict]:
+        lines = (self.place / "events.jsonl").read_text().splitlines()
+        return [line for line in map(json.loads, lines) if line["event"] == kind]
+
+
+def active(watched: Watched) -> bool:
+    return watched.watcher.run.phase == "running"
+
+
+def ends_well(watched: Watched) -> None:
+    if active(watched):
+        watched.ends(0, 0)
+
+
+def test_a_request_comes_through_its_states_and_goes_when_the_run_has_ended(cloud, tmp_path):
+    watched = Watched(cloud, tmp_path, ends_well)
+    assert watched.over() == "done"
+    assert cloud.names() == []
+    [request] = [request for name, request in cloud.calls if name == "CreateQueuedResource"]
+    node = request.queued_resource.tpu.node_spec[0]
+    assert (node.node_id, node.node.accelerator_type) == ("run-a1", "v4-16")
+    assert "ATTEMPT='run-a1'" in node.node.metadata["startup-script"]
+    [deletion] = [request for name, request in cloud.calls if name == "DeleteQueuedResource"]
+    assert deletion.force
+    assert [x["attempt"] for x in watched.events("active")] == [1]
+
+
+def test_missing_quota_is_one_message_and_asked_for_once(cloud, tmp_path):
+    cloud.fail("CreateQueuedResource", Code.RESOURCE_EXHAUSTED, QUOTA)
+    watched = Watched(cloud, tmp_path)
+    with pytest.raises(UserError, match=r"could not ask for run-a1 in us-west4-a .*Limit: 0; ask "):
+        watched.over()
+    assert cloud.count("CreateQueuedResource") == 1
+    assert cloud.names() == []
+
+
+def test_missing_quota_that_is_found_later_is_given_up_and_deleted(cloud, tmp_path):
+    cloud.plans.append(["ACCEPTED", f"FAILED: 8 {QUOTA}"])
+    watched = Watched(cloud, tmp_path)
+    assert "IAM & Admin > Quotas" in watched.over()
+    assert cloud.names() == []
+
+
+def test_stock_outs_are_waited_for_ever_longer(cloud, tmp_path):
+    cloud.fail("CreateQueuedResource", Code.RESOURCE_EXHAUSTED, FULL, times=2)
+    cloud.plans.append(["ACCEPTED", f"FAILED: 8 {FULL}"])
+    watched = Watched(cloud, tmp_path, ends_well, backoff_seconds=100.0)
+    assert watched.over() == "done"
+    assert [x["name"] for x in watched.events("request")] == [f"run-a{n}" for n in (1, 2, 3, 4)]
+    pauses = [watched.watcher.policy.pause(n, n) for n in (1, 2, 3)]
+    assert all(50 * 2**n <= pause <= 100 * 2**n for n, pause in enumerate(pauses))
+    asked = [f"asking again in {pause:.0f} s, {n} in a row" for n, pause in enumerate(pauses, 1)]
+    for line in asked:
+        assert any(line in said for said in watched.said), watched.said
+    assert cloud.names() == []
+
+
+def test_attempts_that_come_to_nothing_have_a_limit(cloud, tmp_path):
+    cloud.plans.extend([["ACCEPTED", "PROVISIONING", "FAILED: 13 internal error"]] * 9)
+    watched = Watched(cloud, tmp_path, restarts=2)
+    outcome = watched.over()
+    assert outcome.startswith("3 attempts in a row made no new checkpoint (launch.restarts=2)")
+    assert "internal error" in outcome
+    assert cloud.count("CreateQueuedResource") == 3
+    assert cloud.names() == []
+
+
+def test_a_new_checkpoint_makes_the_count_begin_anew(cloud, tmp_path):
+    def each(watched):
+        if active(watched) and watched.watcher.run.attempt < 6:
+            watched.saves(watched.watcher.run.attempt)
+            watched.ends(76, 76)
+        elif active(watched):
+            watched.ends(0, 0)
+
+    watched = Watched(cloud, tmp_path, each, restarts=1)
+    assert watched.over() == "done"
+    lost = watched.events("lost")
+    assert [line["saved"] for line in lost] == [1, 2, 3, 4, 5, 5]
+    assert all(line["failures"] == 0 for line in lost)
+    assert lost[0]["why"] == "host 0-0 missed another host (code 76), as did 1 more"
+
+
+@pytest.mark.parametrize(
+    ("method", "code", "message"),
+    [
+        ("CreateQueuedResource", Code.RESOURCE_EXHAUSTED, "Quota 'requests per minute' exceeded"),
+        ("CreateQueuedResource", Code.UNAVAILABLE, "The service is currently unavailable."),
+        ("GetQueuedResource", Code.RESOURCE_EXHAUSTED, "Too many requests"),
+        ("GetQueuedResource", Code.UNAVAILABLE, "502: Bad Gateway"),
+        ("DeleteQueuedResource", Code.INTERNAL, "internal error"),
+        ("ListNodes", Code.DEADLINE_EXCEEDED, "Deadline Exceeded"),
+    ],
+)
+def test_passing_errors_are_tried_again(method, code, message, cloud, tmp_path, capsys):
+    cloud.fail(method, code, message, times=2)
+    watched = Watched(cloud, tmp_path, ends_well)
+    assert watched.over() == "done"
+    assert message in capsys.readouterr().err
+    requests = {r.request_id for name, r in cloud.calls if name == "CreateQueuedResource"}
+    assert len(requests) == 1
+    assert [x["name"] for x in watched.events("request")] == ["run-a1"]
+
+
+@pytest.mark.parametrize("method", ["CreateQueuedResource", "DeleteQueuedResource"])
+def test_a_request_whose_answer_is_lost_is_not_done_twice(method, cloud, tmp_path):
+    cloud.lose(method)
+    watched = Watched(cloud, tmp_path, ends_well)
+    assert watched.over() == "done"
+    assert cloud.names() == []
+    assert [x["name"] for x in watched.events("request")] == ["run-a1"]
+
+
+def test_an_api_that_is_away_for_long_is_waited_for(cloud, tmp_path):
+    """The slices go on without it."""
+    failed = []
+
+    def each(watched):
+        if active(watched) and not failed:
+            failed.append(cloud.fail("GetQueuedResource", Code.UNAVAILABLE, "away", times=30))
+        elif active(watched) and not cloud.faults["GetQueuedResource"]:
+            watched.ends(0, 0)
+
+    watched = Watched(cloud, tmp_path, each, whole=0.05)
+    assert watched.over() == "done"
+    assert any("away" in line and line.endswith("watching on") for line in watched.said)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        ["ACCEPTED", "PROVISIONING", "SUSPENDING", "SUSPENDED"],
+        ["ACCEPTED", "PROVISIONING", "FAILED: 13 an internal error"],
+        ["ACCEPTED", "FAILED: 14 unavailable"],
+    ],
+)
+def test_a_slice_that_dies_while_it_is_made_is_asked_for_again(plan, cloud, tmp_path):
+    cloud.plans.append(plan)
+    watched = Watched(cloud, tmp_path, ends_well)
+    assert watched.over() == "done"
+    [first, last] = watched.events("lost")
+    assert (first["failures"], last["why"]) == (1, "the run has come to its end")
+    assert cloud.count("DeleteQueuedResource") == 2
+    assert cloud.names() == []
+
+
+def test_a_node_that_is_lost_or_ill_for_long_ends_the_attempt(cloud, tmp_path):
+    def each(watched):
+        if not active(watched):
+            return
+        node = cloud.only().nodes[0]
+        if watched.watcher.run.attempt == 1:
+            node.state = tpu.Node.State.TERMINATED
+        elif watched.watcher.run.attempt == 2:
+            node.health = tpu.Node.Health.TIMEOUT
+            node.health_description = "no answer"
+        else:
+            watched.ends(0, 0)
+
+    watched = Watched(cloud, tmp_path, each)
+    assert watched.over() == "done"
+    assert [line["why"] for line in watched.events("lost")] == [
+        "node run-a1 is TERMINATED",
+        "node run-a2 is unhealthy, TIMEOUT: no answer",
+        "the run has come to its end",
+    ]
+
+
+def test_an_error_that_a_restart_does_not_repair_is_the_end(cloud, tmp_path):
+    """Also where the others noticed first that a host was gone."""
+
+    def each(watched):
+        if active(watched):
+            watched.ends(76, 2)
+
+    watched = Watched(cloud, tmp_path, each)
+    assert watched.over() == (
+        "host 0-1 ended with an error that a restart does not repair (code 2)"
+    )
+    assert cloud.count("CreateQueuedResource") == 1
+    assert cloud.names() == []
+
+
+def test_a_stop_deletes_what_has_saved(cloud, tmp_path):
+    def each(watched):
+        if active(watched):
+            (watched.place / "stop").write_text("")
+            watched.ends(75, 75)
+
+    assert Watched(cloud, tmp_path, each).over() == "stopped"
+    assert cloud.names() == []
+
+
+def test_a_stop_before_a_slice_is_there(cloud, tmp_path):
+    watched = Watched(cloud, tmp_path, lambda watched: (watched.place / "stop").write_text(""))
+    assert watched.over() == "stopped"
+    assert watched.events("active") == []
+    assert cloud.names() == []
+
+
+def test_a_request_that_somebody_else_deletes_is_not_made_again(cloud, tmp_path):
+    def each(watched):
+        if active(watched):
+            watched.tpus.delete("run-a1")
+
+    assert Watched(cloud, tmp_path, each).over() == "its request was deleted by somebody else"
+    assert cloud.count("CreateQueuedResource") == 1
+
+
+def test_logs_out_of_reach_do_not_end_a_run(cloud, tmp_path):
+    def each(watched):
+        (watched.place / "logs").mkdir(exist_ok=True)
+        (watched.place / "logs/run-a1").touch()  # which is no folder
+        ends_well(watched)
+
+    watched = Watched(cloud, tmp_path, each)
+    assert watched.over() == "done"
+    lost = [line for line in watched.said if "the logs can not be read now" in line]
+    assert len(lost) == 1, watched.said
+
+
+def test_a_watcher_that_is_started_again_goes_on(cloud, tmp_path):
+    """With the request that is there; what is left of older ones is deleted."""
+    first = Watched(cloud, tmp_path)
+    first.watcher.until_over(created=True)
+    first.tpus.create("run-a2", "")
+    first.tpus.create("other-run-a1", "")
+    second = Watched(cloud, tmp_path, ends_well)
+    assert "run-a1 is left of an earlier attempt; deleting it" in second.said
+    assert second.over() == "done"
+    while cloud.names() != ["other-run-a1"]:
+        assert first.tpus.get("run-a1") is not None
+    assert cloud.count("CreateQueuedResource") == 3
+
+
+def test_two_launchers_of_one_run_are_one_too_many(cloud, tmp_path):
+    watched = Watched(cloud, tmp_path)
+    second = pytest.raises(UserError, match=r"another launcher watches the run in .*: process \d+")
+    with watch.alone(watched.launch), second, watch.alone(watched.launch):
+        pass
+    with watch.alone(watched.launch):
+        pass
+
+
+def test_runs_of_one_name_in_two_folders_are_kept_apart(cloud, tmp_path):
+    """Neither is gone on with, or deleted, for the other."""
+    first = Watched(cloud, tmp_path / "a")
+    first.watcher.until_over(created=True)
+    wrong = r"queuedResources/run-a1 is of a run in another --workdir than .*/b/run; give this one "
+    with pytest.raises(UserError, match=wrong):
+        Watched(cloud, tmp_path / "b")
+    assert cloud.names() == ["run-a1"]
+
+
+def test_several_slices_are_one_request(cloud, tmp_path):
+    def each(watched):
+        if active(watched):
+            folder = watched.place / "ends/run-a1"
+            folder.mkdir(parents=True, exist_ok=True)
+            for host in ("0-0", "0-1", "1-0", "1-1"):
+                (folder / f"{host}.json").write_text('{"code": 0}')
+
+    watched = Watched(cloud, tmp_path, each, slices=2)
+    names = []
+    watched.each = lambda w: (each(w), names.extend(node.name for node in w.tpus.nodes("run-a1")))
+    assert watched.over() == "done"
+    assert {name.rpartition("/")[2] for name in names} == {"run-a1-0", "run-a1-1"}
+
+
+POLICY = lifecycle.Policy(
+    restarts=2, backoff=10, longest=60, least=0, queue=3600, seed="run", hosts=2
+)
+RUNNING = lifecycle.Run("running", 1, since=0.0)
+
+
+def test_pauses_double_up_to_a_limit_and_are_the_same_for_the_same_seed():
+    pauses = [POLICY.pause(1, failures) for failures in range(6)]
+    assert pauses == [POLICY.pause(1, failures) for failures in range(6)]
+    assert all(a <= b for a, b in itertools.pairwise(pauses))
+    assert pauses[-1] <= 60
+    assert POLICY.pause(2, 1) != POLICY.pause(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("run", "seen", "now", "action", "why"),
+    [
+        (RUNNING, lifecycle.Seen("ACTIVE"), 1e6, "wait", ""),
+        (RUNNING, lifecycle.Seen("ACTIVE", heard=False), 1e3, "wait", ""),
+        (RUNNING, lifecycle.Seen("ACTIVE", heard=False), 2e3, "delete", "has written a word"),
+        (RUNNING, lifecycle.Seen("ACTIVE", ends={"0-0": 76}), 1.0, "wait", ""),
+        (RUNNING, lifecycle.Seen("ACTIVE", ends={"0-0": 0}), 1e3, "wait", ""),
+        (
+            lifecycle.Run("running", 1, since=0.0, ended=1.0),
+            lifecycle.Seen("ACTIVE", ends={"0-0": 76}),
+            62.0,
+            "delete",
+            r"missed another host \(code 76\)",
+        ),
+        (
+            lifecycle.Run("running", 1, since=0.0, ended=1.0),
+            lifecycle.Seen("ACTIVE", ends={"0-0": 0}),
+            1e3,
+            "delete",
+            "come to its end",
+        ),
+        (
+            lifecycle.Run("requested", 1, since=0.0),
+            lifecycle.Seen("WAITING_FOR_RESOURCES"),
+            5e3,
+            "delete",
+            "no slice came within 1 hours",
+        ),
+        (
+            lifecycle.Run("leaving", 1, since=0.0),
+            lifecycle.Seen("ACTIVE"),
+            200.0,
+            "delete",
+            "",
+        ),
+        (lifecycle.Run("leaving", 1, since=0.0), lifecycle.Seen("DELETING"), 9e9, "wait", ""),
+    ],
+)
+def test_what_is_done_about_what_is_seen(run, seen, now, action, why):
+    after, found = lifecycle.step(POLICY, run, seen, now)
+    assert found == action
+    assert not why or re.search(why, after.why)
