@@ -121,6 +121,9 @@ def delete(launch: Launch, identifier: str) -> tpu.DeleteQueuedResourceRequest:
 def shown(request: object) -> str:
     """A request as JSON under its name; the script of hosts is left out, for it is long."""
     kind = type(request)
-    text = kind.to_json(request, always_print_fields_with_no_presence=False)  # pyright: ignore
+    # Sorted, for labels come in another order in each process.
+    text = kind.to_json(  # pyright: ignore
+        request, always_print_fields_with_no_presence=False, sort_keys=True
+    )
     text = re.sub(rf'("{SCRIPT}": )"(?:[^"\\]|\\.)*"', r'\1"(the script below)"', text)
     return f"{kind.__name__} {text}"

@@ -259,7 +259,7 @@ def started(arguments: list[str]) -> None:
     entry.run(lambda: main(command, changes))
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
     spec.define_flags()
     flags.DEFINE_bool("dry_run", False, "say what would be sent, written and run; do nothing")
     flags.DEFINE_bool("yes", False, "do not ask")
@@ -270,4 +270,8 @@ if __name__ == "__main__":
     flags.DEFINE_bool("follow", False, "logs: go on showing what is new")
     flags.DEFINE_list("host", [], "logs: of these hosts alone, SLICE-WORKER as 0-3")
     flags.DEFINE_string("attempt", "", "logs: of this request, not the newest")
+
+
+if __name__ == "__main__":
+    define_flags()
     started(sys.argv)
