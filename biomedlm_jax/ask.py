@@ -140,7 +140,7 @@ def taught(
     split: Split, engine: Engine, form: Form, each: Each = lambda texts: None
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """(greedy texts of a model that was fine-tuned to write, each after the prompt it learned; how
-    it was asked, for a record). A text has as many tokens as an answer that was learned from.
+    it was asked, for a record). A text has as many tokens as the longest that can be learned from.
 
     form: of the fine-tuning, for generation.
 
@@ -148,7 +148,7 @@ def taught(
       UserError: see `Form.rows`.
     """
     rows = form.rows(split.items, split.kind)
-    room = form.length - max(mine[0].learned for mine in rows)
+    room = form.longest_answer
     requests = [_greedy(mine[0].tokens[: mine[0].learned].tolist(), room, ()) for mine in rows]
     return _texts(engine, requests, each), {"max_tokens": room}
 

@@ -27,6 +27,7 @@ from biomedlm_jax.scoring.answers import Answers
 
 CLASSIFIER, GENERATOR = "classifier", "generator"
 RESULTS = "results.json"  # of `finetune`
+MADE_BY = ("vocabulary_sha256", "model", "length")  # what answers depend on besides the weights
 SLOTS = 16  # texts of a group of devices at once
 Each = Callable[[int], object]
 
@@ -54,6 +55,7 @@ class Candidate:
             )
         experiment = source.experiment
         self.source, self.vocabulary = source, Vocabulary(source.vocabulary)
+        self.model = dataclasses.replace(source.model, attention="auto", remat="none")
         self.task = experiment.task if experiment else None
         self.objective: Objective | None = None
         self.seed: int | None = None
@@ -68,9 +70,9 @@ class Candidate:
             self.objective, self.seed = self.task.objective, experiment.run.seed
 
     def load(self) -> None:
-        self.mesh: Mesh = meshes.everywhere(self.source.model)
+        self.mesh: Mesh = meshes.everywhere(self.model)
         self.params = start.params(self.source, self.mesh)
-        self.checkpoint = _known(self.source, self.params)
+        self.checkpoint = _known(self.source, self.params, self.vocabulary)
 
     def unload(self) -> None:
         """Frees its memory."""
@@ -94,6 +96,20 @@ class Candidate:
             fitting = (GENERATOR if split.kind == "generation" else CLASSIFIER,)
         return tuple(form for form in fitting if form in wanted) if wanted else fitting
 
+    def check(self, split: Split, forms: Sequence[str], max_tokens: int) -> None:
+        """Raises UserError where `answers` could not."""
+        classes, context = self.model.classes, self.model.context
+        if CLASSIFIER in forms and classes > 1 and len(split.items[0].options) != classes:
+            raise UserError(
+                f"{split.benchmark} has {len(split.items[0].options)} classes, and "
+                f"{self.source.place} a head for {classes}; leave it out of config.splits"
+            )
+        if ask.GENERATED in forms and max_tokens >= context:
+            raise UserError(
+                f"config.max_tokens={max_tokens} leaves nothing of the {context} tokens of "
+                f"{self.source.place} for a question; say less"
+            )
+
     def answers(
         self, split: Split, forms: Sequence[str], shots: ask.Shots, max_tokens: int, each: Each
     ) -> list[Answers]:
@@ -106,7 +122,7 @@ class Candidate:
         if split.kind == "generation":
             return [self._by_writing(split, shots, max_tokens, each)]
         if self._likelihood is None:
-            self._likelihood = LogLikelihood(self.source.model, self.params, self.mesh)
+            self._likelihood = LogLikelihood(self.model, self.params, self.mesh)
         return ask.scored(
             split, forms, self._likelihood, self.vocabulary, self.checkpoint, shots, each
         )
@@ -114,7 +130,7 @@ class Candidate:
     def _by_head(self, split: Split, each: Each) -> Answers:
         assert self.source.experiment is not None
         # Of a run with adapters, which are in the kernels by now.
-        experiment = dataclasses.replace(self.source.experiment, model=self.source.model)
+        experiment = dataclasses.replace(self.source.experiment, model=self.model)
         exam = Exam(experiment, self.mesh, self._form, split)
         rows, batches = work(split, (CLASSIFIER,)), exam.batches
         done = iter(range(1, batches + 1))
@@ -130,7 +146,7 @@ class Candidate:
         if self._engine is None:
             slots = SLOTS * groups(without_context(self.mesh))
             self._engine = Engine(
-                self.source.model,
+                self.model,
                 self.params,
                 self.vocabulary,
                 self.mesh,
@@ -151,11 +167,27 @@ class Candidate:
 
 def candidates(place: str) -> list[Candidate]:
     """Of the --workdir of `finetune`, each seed with the save that was taken; else what `place`
-    is."""
+    is.
+
+    Raises:
+      UserError: `finetune` is not done, or its results are damaged.
+    """
     results = epath.Path(place) / RESULTS
     if not results.is_file():
+        if not (results.parent / "config.json").exists() and [*results.parent.glob("seed_*")]:
+            raise UserError(
+                f"{place} has runs of several seeds and no {RESULTS}, so which saves are meant is "
+                "not decided yet; run `biomedlm_jax.finetune` to its end, or name one of the runs"
+            )
         return [Candidate(place)]
-    saves = json.loads(results.read_text())["saves"]
+    try:
+        found = json.loads(results.read_text())["saves"].items()
+        saves = {int(seed): int(step) for seed, step in found}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{results} is damaged: {error!r}; run `biomedlm_jax.finetune` again, which keeps what "
+            "is done"
+        ) from error
     return [Candidate(str(results.parent / f"seed_{seed}"), step) for seed, step in saves.items()]
 
 
@@ -168,9 +200,12 @@ def work(split: Split, forms: Sequence[str]) -> int:
     return times * sum(len(item.options) for item in split.items)
 
 
-def _known(source: start.Source, params: dict) -> dict[str, Any]:
+def _known(source: start.Source, params: dict, vocabulary: Vocabulary) -> dict[str, Any]:
     """What a record says of a checkpoint."""
     weights = start.weights(source, params)
     known = {"place": str(source.place), "sha256": weights["sha256"], "what": source.what}
-    known["parameters"] = source.model.parameters
+    known |= {"parameters": source.model.parameters, "vocabulary_sha256": vocabulary.sha256}
+    known["model"] = start.function(source.model) | {"compute_dtype": source.model.compute_dtype}
+    task = source.experiment.task if source.experiment else None
+    known["length"] = task.length if task else None
     return known if source.step is None else known | {"step": source.step}

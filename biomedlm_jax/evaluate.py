@@ -12,8 +12,9 @@ config.store, the token store that was trained on, items are told apart that it 
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Any
 
 from etils import epath
 from tqdm import tqdm
@@ -21,7 +22,14 @@ from tqdm import tqdm
 from biomedlm_jax import ask, hosts
 from biomedlm_jax.benchmarks.item import Split
 from biomedlm_jax.benchmarks.read import BENCHMARKS, read
-from biomedlm_jax.candidate import CLASSIFIER, GENERATOR, Candidate, candidates, work
+from biomedlm_jax.candidate import (
+    CLASSIFIER,
+    GENERATOR,
+    MADE_BY,
+    Candidate,
+    candidates,
+    work,
+)
 from biomedlm_jax.config import Evaluation
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.store import TokenStore
@@ -30,7 +38,8 @@ from biomedlm_jax.scoring.answers import Answers
 from biomedlm_jax.scoring.contamination import Contamination
 from biomedlm_jax.scoring.record import Record
 
-FORMS = {form for forms in ask.FORMS.values() for form in forms}
+FORMS = {form for forms in ask.FORMS.values() for form in forms} | {CLASSIFIER, GENERATOR}
+WAIT_SECONDS = 600  # for other processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +69,12 @@ def run(evaluation: Evaluation, output: epath.Path) -> list[epath.Path]:
     if output.is_file():
         raise UserError(f"--workdir={output} is a file; name a folder")
     asked = plan(evaluation)
+    hosts.agree(_facts(evaluation, asked, output), WAIT_SECONDS)
     searched = _searched(evaluation, [x.split for _, questions in asked for x in questions])
     for number, (candidate, questions) in enumerate(asked, 1):
         candidate.load()
         there = folder.read(output) if (output / folder.FILE).exists() else []
-        left = [_left(x, candidate, there, evaluation, searched) for x in questions]
+        left = [_left(x, candidate, there, evaluation, searched, output) for x in questions]
         total = sum(work(question.split, question.forms) for question in left)
         title = f"[{number}/{len(asked)}] {candidate.source.place.name}"
         with tqdm(total=total, unit="answer", disable=not hosts.primary()) as bar:
@@ -84,7 +94,9 @@ def plan(evaluation: Evaluation) -> Asked:
       UserError: see `read.read`, `Candidate`, `ask.draw`; a split has no right answers; none of the
         forms fits it.
     """
-    names = [name for name in evaluation.splits.split("+") if name]
+    names = dict.fromkeys(name for name in evaluation.splits.split("+") if name)
+    if not names:
+        raise UserError("config.splits is empty, so nothing is asked; for example medqa/test")
     pairs = [_pair(name) for name in names]
     forms = tuple(form for form in evaluation.forms.split("+") if form)
     if unknown := [form for form in forms if form not in FORMS]:
@@ -104,9 +116,37 @@ def plan(evaluation: Evaluation) -> Asked:
             )
         for who in candidates(place) if place else []:
             if who.objective is None:
-                raise UserError(f"config.tuned.{name}={place} was not fine-tuned; see config.start")
+                raise UserError(
+                    f"config.tuned.{name}={place} has neither a head nor tokens of a prompt, so it "
+                    "is asked as a base model is; name it as config.start"
+                )
             asked.append((who, [_question(who, *pair, (), evaluation, reader) for pair in own]))
+    _check_apart(asked, evaluation)
     return asked
+
+
+def _check_apart(asked: Asked, evaluation: Evaluation) -> None:
+    """Raises UserError where two checkpoints would have one place in the table."""
+    known: dict[tuple, Candidate] = {}
+    for who, questions in asked:
+        for question in questions:
+            for form in question.forms:
+                key = _key(question, form, who, evaluation)
+                if (other := known.setdefault(key, who)) is not who:
+                    raise UserError(
+                        f"{other.source.place} and {who.source.place} both answer {question}, "
+                        f"{form}, seed {who.seed}; ask them into two folders"
+                    )
+
+
+def _facts(evaluation: Evaluation, asked: Asked, output: epath.Path) -> dict[str, str]:
+    """What has to be the same on all processes: they decide by it what is asked."""
+    there = output / folder.FILE
+    found = {f"config.{name}": str(value) for name, value in vars(evaluation).items()}
+    found |= {str(question): question.split.sha256 for _, x in asked for question in x}
+    found["checkpoints"] = ", ".join(f"{who.source.place} {who.source.step}" for who, _ in asked)
+    scores = hashlib.sha256(there.read_bytes()).hexdigest() if there.is_file() else "nothing"
+    return found | {str(there): scores, "versions": str(hosts.versions())}
 
 
 def _pair(name: str) -> tuple[str, str]:
@@ -118,7 +158,8 @@ def _pair(name: str) -> tuple[str, str]:
 
 def _read(evaluation: Evaluation, benchmark: str, split: str, fold: int | None) -> Split:
     other = evaluation.other_version
-    found = read(benchmark, Path(evaluation.benchmarks), split, fold=fold, other_version=other)
+    place = epath.Path(evaluation.benchmarks)
+    found = read(benchmark, place, split, fold=fold, other_version=other)
     if not found.items:
         raise UserError(f"{benchmark} has no item in its {split} split")
     return found
@@ -148,6 +189,7 @@ def _question(
             f"{candidate.source.place}{what} those that fit are {own}; take others, or leave it "
             "out of config.splits"
         )
+    candidate.check(split, fitting, evaluation.max_tokens)
     shots = ask.NO_SHOTS
     if evaluation.shots and candidate.objective is None:
         try:
@@ -192,6 +234,7 @@ def _left(
     there: Sequence[Record],
     evaluation: Evaluation,
     searched: dict[str, Contamination],
+    output: epath.Path,
 ) -> Question:
     """With the forms that are not answered yet.
 
@@ -202,10 +245,7 @@ def _left(
     known = {record.key: record for record in there}
     found = searched.get(split.sha256)
     for form in question.forms:
-        fine_tuned = form in (CLASSIFIER, GENERATOR)
-        said = form if fine_tuned else question.shots.said(form)
-        seed = candidate.seed if fine_tuned else question.shots.seed
-        old = known.get((split.benchmark, split.name, _said(said, evaluation), seed))
+        old = known.get(_key(question, form, candidate, evaluation))
         if old is None:
             left.append(form)
             continue
@@ -214,16 +254,32 @@ def _left(
                 f"--workdir has {old} of {old.checkpoint['place']}, another checkpoint; name "
                 "another folder, or remove this one"
             )
-        store = old.contamination and old.contamination["store"]
         most = old.checkpoint.get("asked", {}).get("max_tokens")
         same = (
             old.data["sha256"] == split.sha256
             and old.versions == hosts.versions()
-            and store == (found and found.store)
+            and _searched_in(old.contamination) == _searched_in(found and vars(found))
+            and all(old.checkpoint.get(name) == candidate.checkpoint[name] for name in MADE_BY)
             and (form != ask.GENERATED or most == evaluation.max_tokens)
+            and folder.has_answers(output, old)
         )
         left += [] if same else [form]
     return dataclasses.replace(question, forms=tuple(left))
+
+
+def _key(
+    question: Question, form: str, candidate: Candidate, evaluation: Evaluation
+) -> tuple[str, str, str, int | None]:
+    """`Record.key` of the answers."""
+    fine_tuned = form in (CLASSIFIER, GENERATOR)
+    said = form if fine_tuned else question.shots.said(form)
+    seed = candidate.seed if fine_tuned else question.shots.seed
+    return question.split.benchmark, question.split.name, _said(said, evaluation), seed
+
+
+def _searched_in(found: dict[str, Any] | None) -> str | None:
+    """The text that a contamination is of, wherever it lies."""
+    return found["store"]["tokens_sha256"] if found else None
 
 
 def description(evaluation: Evaluation) -> str:

@@ -106,7 +106,7 @@ def checked(experiment: Experiment, seeds: list[int]) -> Task:
     if task.objective not in ("multiple_choice", "classification"):
         raise UserError(
             f"config.task.objective={task.objective!r} has no choices to score; train with `python "
-            "-m biomedlm_jax.main`, and export with hf.save, whose model card says how to ask it"
+            "-m biomedlm_jax.main`, and name the run in config.tuned of configs/eval_paper.py"
         )
     if len(set(seeds)) < max(len(seeds), 1):
         raise UserError(f"--seeds={seeds}: give each seed once")

@@ -92,8 +92,9 @@ class Engine:
         if (more := model.vocab - vocabulary.size) != of_prompts:
             raise UserError(
                 f"the model has {more} tokens more than its vocabulary, those of the prompts that "
-                "it was fine-tuned with, and nothing here puts them into a prompt; export it with "
-                "`python -m biomedlm_jax.hf.save`, whose model card says how to ask it"
+                "it was fine-tuned with, and this puts none into a prompt; configs/eval_paper.py "
+                "asks it a benchmark, and the model card of `python -m biomedlm_jax.hf.save` says "
+                "how it is asked"
             )
         self.model, self.vocabulary, self.slots = model, vocabulary, slots
         mesh = slots_on.without_context(mesh)

@@ -34,7 +34,7 @@ from biomedlm_jax.model.layers import first_row
 
 ROWS = 8  # of a group of devices at a time
 TILE = {"cpu": 32}  # widths of rows are multiples of it; elsewhere 128, a tile of a TPU's kernels
-BRANCHES = 16  # tokens of all branches of a row: a multiple of it
+BRANCHES = 16  # tokens of all branches of a row: none, so many, or doublings
 ASKED = (8, 32, 128)  # tokens of a row that are asked about: as many as one of these, or doublings
 LOGITS = 1 << 26  # numbers that a device holds at a time, 256 MiB
 _ROW, _WHOLE = PartitionSpec(BATCH), PartitionSpec()
@@ -172,11 +172,13 @@ class LogLikelihood:
             else:  # its context loses its beginning
                 rows.append(_straight(whole[-self.model.context - 1 :], number, len(continuation)))
         for context, numbers in together.items():
-            if len(numbers) == 1:
-                continuation = pairs[numbers[0]].continuation
-                rows.append(_straight((*context, *continuation), numbers[0], len(continuation)))
-            else:
-                rows.append(_fork(context, {n: tuple(pairs[n].continuation) for n in numbers}))
+            continuations = {number: tuple(pairs[number].continuation) for number in numbers}
+            for few in _shared(continuations, len(context)):
+                if len(few) == 1:
+                    ((number, continuation),) = few.items()
+                    rows.append(_straight((*context, *continuation), number, len(continuation)))
+                else:
+                    rows.append(_fork(context, few))
         return rows
 
     def _asked(self, rows: list[_Row]) -> tuple[np.ndarray, np.ndarray]:
@@ -192,6 +194,22 @@ class LogLikelihood:
 
     def _on(self, place: PartitionSpec) -> NamedSharding:
         return NamedSharding(self._mesh, place)
+
+
+def _shared(
+    continuations: dict[int, tuple[int, ...]], context: int
+) -> Iterator[dict[int, tuple[int, ...]]]:
+    """Those that are one row: as many as have no more tokens of branches than the context has,
+    for those pay attention to all of the row. context: its length."""
+    most = max(context, BRANCHES)
+    few, tokens = {}, 0
+    for number, continuation in continuations.items():
+        own = len(continuation) - 1
+        if few and tokens + own > most:
+            yield few
+            few, tokens = {}, 0
+        few[number], tokens = continuation, tokens + own
+    yield few
 
 
 def _straight(whole: tuple[int, ...], number: int, count: int) -> _Row:
@@ -219,7 +237,7 @@ def _fork(context: tuple[int, ...], continuations: dict[int, tuple[int, ...]]) -
 
 def _batch(rows: list[_Row], size: int, width: int) -> _Batch:
     """`rows` and as many empty ones as make `size` of them; stems are `width` wide."""
-    rest = _up(max(row.branched for row in rows), BRANCHES)
+    rest = _doubled(max(row.branched for row in rows), BRANCHES)
     count = _fitting(max(len(row.labels) for row in rows))
     made = _Batch(
         stems=np.zeros((size, width), np.int32),
@@ -267,9 +285,13 @@ def windows(text: Sequence[int], prefix: int, context: int) -> Iterator[Pair]:
 
 def _fitting(count: int) -> int:
     """The least of ASKED, or of doublings of its last, with room for `count`."""
-    if (found := next((size for size in ASKED if size >= count), None)) is not None:
-        return found
-    return ASKED[-1] << math.ceil(math.log2(count / ASKED[-1]))
+    found = next((size for size in ASKED if size >= count), None)
+    return _doubled(count, ASKED[-1]) if found is None else found
+
+
+def _doubled(count: int, first: int) -> int:
+    """The least doubling of `first` with room for `count`; 0 of 0."""
+    return first << max(0, math.ceil(math.log2(count / first))) if count else 0
 
 
 def _program(model: Model, mesh: Mesh) -> Callable:
@@ -292,7 +314,7 @@ def _program(model: Model, mesh: Mesh) -> Callable:
         hidden = forked(decoder, stems, lengths, branches, owners, positions, table)
         rows = jnp.take_along_axis(hidden, places[..., None], axis=1).reshape(-1, hidden.shape[2])
         asked = labels.reshape(-1)
-        # K is a power of two above ROWS, so the parts are equal.
+        # K is a power of two, so the parts are equal.
         parts = max(1, rows.shape[0] * table.shape[0] // LOGITS)
         parts = min(1 << (parts - 1).bit_length(), labels.shape[1])
         if parts == 1:

@@ -29,8 +29,6 @@ from biomedlm_jax.settings import build, check_arguments, kind
 if typing.TYPE_CHECKING:
     from etils import epath
 
-WAIT_SECONDS = 600  # of an evaluation, for other processes
-
 
 def main() -> None:
     given = flags.FLAGS
@@ -59,10 +57,13 @@ def train(experiment: Experiment) -> None:
 def evaluate(evaluation: Evaluation) -> None:
     from biomedlm_jax import evaluate, hosts
 
+    for name in ("devices", "profile_at", "wandb_project"):
+        if flags.FLAGS[name].value is not None:
+            raise UserError(f"--{name} is for training, and the config describes an evaluation")
     if flags.FLAGS.validate_only:
         print(evaluate.description(evaluation))
         return
-    output = begin(WAIT_SECONDS, None)
+    output = begin(evaluate.WAIT_SECONDS, None)
     written = evaluate.run(evaluation, output)
     if hosts.primary():
         print(f"{evaluate.table(output)}\n{' and '.join(map(str, written))}")

@@ -100,7 +100,9 @@ def check_arguments(arguments: list[str]) -> None:
                 raise UserError(f"{argument} needs '='; {example}")
             if not (value.endswith(".py") and Path(value).is_file()):
                 raise UserError(f"{argument} names no config file; {example}")
-            of = kind(runpy.run_path(value)["get_config"]())
+            if (made := runpy.run_path(value).get("get_config")) is None:
+                raise UserError(f"{argument} has no function get_config; see configs/demo.py")
+            of = kind(made())
     overrides(arguments, of)
 
 

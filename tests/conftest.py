@@ -8,6 +8,7 @@ import functools
 import gc
 import hashlib
 import os
+import platform
 import random
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -48,10 +49,17 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 # Three quarters of the time of the tests go to XLA, for the same programs each time. What this
 # processor has compiled stays in the user's cache, as with ccache; JAX's key has the program, the
-# options and the versions. With a largest size, processes wait for each other and read whole files.
-_flags = Path("/proc/cpuinfo").read_bytes().partition(b"flags")[2].partition(b"\n")[0]
+# options and the versions. With a largest size, processes wait for each other and read whole files;
+# one that was killed between the two files of an entry leaves the first.
+_known = Path("/proc/cpuinfo")
+_processor = _known.read_text().partition("\n\n")[0] if _known.exists() else platform.platform()
+_facts = [x for x in _processor.splitlines() if "MHz" not in x and "bogomips" not in x.lower()]
 _cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "biomedlm_jax"
-_place = _cache / f"tests-{hashlib.sha256(_flags).hexdigest()[:8]}"
+_place = _cache / f"tests-{hashlib.sha256(repr(_facts).encode()).hexdigest()[:8]}"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    for _entry in _place.glob("*-cache"):
+        if not _entry.with_name(_entry.name.removesuffix("-cache") + "-atime").exists():
+            _entry.unlink(missing_ok=True)
 jax.config.update("jax_compilation_cache_dir", str(_place))
 jax.config.update("jax_compilation_cache_max_size", 2 << 30)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

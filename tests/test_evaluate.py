@@ -14,7 +14,7 @@ from etils import epath
 
 from biomedlm_jax import ask, candidate, evaluate, hosts, step, train
 from biomedlm_jax.benchmarks.read import read
-from biomedlm_jax.candidate import Candidate
+from biomedlm_jax.candidate import MADE_BY, Candidate
 from biomedlm_jax.config import Evaluation, Tuned
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.hf import save
@@ -137,7 +137,10 @@ def test_some_forms_after_examples_on_some_items(checkpoint, questions, tmp_path
 def test_what_is_answered_is_not_asked_again(checkpoint, questions, tmp_path, monkeypatch):
     """A run that was stopped goes on; another program, or more text to write, asks again."""
     out, seen = epath.Path(tmp_path / "scores"), []
-    answers = Candidate.answers
+    answers, known = Candidate.answers, candidate._known
+
+    def other_vocabulary(*of):
+        return known(*of) | {"vocabulary_sha256": "another"}
 
     def watched(self, split, forms, *rest):
         seen.append((split.name, *forms))
@@ -156,6 +159,14 @@ def test_what_is_answered_is_not_asked_again(checkpoint, questions, tmp_path, mo
     more = dataclasses.replace(wanted, splits="medqa/dev", forms="")
     evaluate.run(more, out)
     assert seen[3:] == [("dev", "option texts, per byte")]
+    # An answers file that was lost is made again; another vocabulary or program asks again.
+    (out / "answers/medqa_dev_letters.jsonl").unlink()
+    evaluate.run(more, out)
+    assert seen.pop(4) == ("dev", "letters")
+    with monkeypatch.context() as patch:
+        patch.setattr(candidate, "_known", other_vocabulary)
+        evaluate.run(dataclasses.replace(more, forms="letters"), out)
+    assert seen.pop(4) == ("dev", "letters")
     monkeypatch.setattr(hosts, "versions", lambda: {"jax": "another"})
     evaluate.run(more, out)
     assert seen[4:] == [("dev", *ask.FORMS["multiple_choice"])]
@@ -206,11 +217,35 @@ def test_base_and_fine_tuned_answer_in_one_table(checkpoint, tuned, questions, t
     assert "[2/2] seed_17: medqa test" in capsys.readouterr().err
     for tuned_for, said in (
         (dict(mmlu=str(place)), r"config.tuned.mmlu=.* has no split of it; add mmlu/test"),
-        (dict(medqa=str(checkpoint)), r"config.tuned.medqa=.* was not fine-tuned"),
+        (dict(medqa=str(checkpoint)), r"config.tuned.medqa=.* has neither a head nor tokens"),
     ):
         wrong = dataclasses.replace(NOBODY, **tuned_for)
         with pytest.raises(UserError, match=said):
             evaluate.run(asked(questions, "", "medqa/test", tuned=wrong), out)
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        (None, r"has runs of several seeds and no results.json.*finetune` to its end"),
+        ('{"saves": {"17"', r"results.json is damaged: JSONDecodeError"),
+        ("{}", r"results.json is damaged: KeyError\('saves'\)"),
+        ('{"saves": ["17"]}', r"results.json is damaged: AttributeError"),
+    ],
+)
+def test_a_fine_tuning_that_is_not_done_is_refused(results, said, questions, tmp_path):
+    (tmp_path / "seed_17").mkdir()
+    if results is not None:
+        (tmp_path / "results.json").write_text(results)
+    tuned_for = dataclasses.replace(NOBODY, medqa=str(tmp_path))
+    with pytest.raises(UserError, match=said):
+        evaluate.plan(asked(questions, "", "medqa/test", tuned=tuned_for))
+
+
+def test_two_checkpoints_for_one_place_in_the_table_are_refused(tuned, questions):
+    both = dataclasses.replace(NOBODY, medqa=str(tuned[0]))
+    with pytest.raises(UserError, match=r"both answer medqa test, classifier, seed 17; ask them"):
+        evaluate.plan(asked(questions, tuned[0], "medqa/test+medqa/test", tuned=both))
 
 
 def test_examples_are_of_the_train_split(checkpoint, tmp_path):
@@ -243,6 +278,7 @@ def test_what_was_fine_tuned_to_write_writes_after_its_own_prompt(questions, voc
     forward = step.forward(one, devices)
     split = read("medquad", questions, "train", other_version=True)
     room = record.checkpoint["asked"]["max_tokens"]
+    assert room == 24  # half of the rows that it learned from
     for item, line in zip(split.items, folder.answers(out, record), strict=True):
         ids = [*words.encode(item.question), words.size + 1]
         begin = len(ids)
@@ -277,7 +313,9 @@ def test_another_checkpoints_answers_are_refused_before_the_work(
     wanted = asked(questions, checkpoint, "medqa/test", forms="letters")
     evaluate.run(wanted, out)
     before = (out / "scores.json").read_text()
-    monkeypatch.setattr(candidate, "_known", lambda *_: {"place": "x", "sha256": "0"})
+    monkeypatch.setattr(
+        candidate, "_known", lambda *_: {"place": "x", "sha256": "0", **dict.fromkeys(MADE_BY)}
+    )
     monkeypatch.setattr(ask, "scored", None)
     with pytest.raises(UserError, match=r"has medqa test, letters of .*/hf, another checkpoint"):
         evaluate.run(wanted, out)
@@ -307,6 +345,8 @@ def by_hand(params, experiment, vocabulary, split) -> np.ndarray:
     [
         ("medqa6/test", {}, "there is no benchmark 'medqa6'; there are medqa, "),
         ("medqa", {}, "config.splits: 'medqa' is no benchmark and split, such as medqa/test"),
+        ("", {}, "config.splits is empty, so nothing is asked"),
+        ("medquad/train", {"max_tokens": 96}, "config.max_tokens=96 leaves nothing of the 96"),
         ("medqa/trial", {}, "medqa has no 'trial' split; .* train, dev, test"),
         ("medqa/test", {"shots": 10}, "config.shots=10, but the train split of medqa has 9 items"),
         ("mmlu/dev", {"shots": 1}, "there is no dev split of mmlu"),

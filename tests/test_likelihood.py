@@ -121,9 +121,11 @@ def test_what_follows_one_context_is_one_row(shape, table):
     pairs += [Pair(first, [9] * 30), Pair([1, 2], [3, 44]), Pair(second, [9])]
     asked = asker(*shape)
     rows = asked._folded(pairs)
+    # What is cut, the 30 nines and what is before 44 are rows of their own; the fifties are too
+    # many for the row of the first texts, and [42, 43] after them is alone.
     stems = sorted(len(row.stem) for row in rows)
-    assert stems == [3, 3, 20, CONTEXT]  # [1, 2, 3] twice: once as what is before 44
-    assert {len(row.stem): row.branched for row in rows if row.branches} == {3: 49, 20: 4}
+    assert stems == [3, 3, 4, 19, 20, 32, CONTEXT]
+    assert {len(row.stem): row.branched for row in rows if row.branches} == {3: 4, 20: 4}
     agrees(asked(pairs), pairs, table)
 
 
@@ -147,6 +149,17 @@ def test_branches_do_not_see_each_other(data):
         (apart,) = asked([pair])
         assert apart.nats == pytest.approx(one.nats, abs=2e-4)
         assert apart.greedy.tolist() == one.greedy.tolist()
+
+
+def test_branches_of_a_row_are_not_more_than_its_context(alone, table):
+    """Texts behind one token, as those that are asked whole, stay rows of their own."""
+    texts = drawn(9, [(1, 20)] * 30)
+    pairs = [Pair([7], text.continuation) for text in texts]
+    pairs += [Pair(list(range(20)), text.continuation[:6]) for text in texts]
+    rows = alone._folded(pairs)
+    assert len(rows) == 30 + 8  # of four continuations, five tokens each in a branch
+    assert {row.branched for row in rows} == {0, 20, 10}
+    agrees(alone(pairs), pairs, table)
 
 
 def test_logits_in_parts_are_the_same(alone, monkeypatch):
@@ -220,6 +233,9 @@ def test_a_long_text_is_the_sum_of_its_windows(alone, table):
 def test_devices_are_asked_for_few_widths(alone):
     """Rows of any lengths make as many programs as there are widths of 32 and counts."""
     few = asker(1, 1, 1, model__context=96, model__layers=1)
-    few(drawn(6, [(length, 1 + length % 7) for length in range(1, 60)]))
+    pairs = drawn(6, [(length, 1 + length % 7) for length in range(1, 60)])
+    few(pairs)
     assert few._ask._cache_size() <= 3
+    few([Pair(pair.context, pair.continuation[:n]) for pair in pairs for n in (1, 2, 3)])
+    assert few._ask._cache_size() <= 6  # with branches: none, 16
     assert jax.tree.leaves(few._params)[0].dtype == np.float32

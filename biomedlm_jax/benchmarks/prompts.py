@@ -66,6 +66,11 @@ class Form:
         special = SPECIAL[self.objective]
         return self.id(PAD) if PAD in special else self.vocabulary.eos_id
 
+    @property
+    def longest_answer(self) -> int:
+        """Of generation, tokens with the end of text; a question has as much room."""
+        return self.length // 2
+
     def id(self, special: str) -> int:
         return self.vocabulary.size + SPECIAL[self.objective].index(special)
 
@@ -115,7 +120,7 @@ class Form:
             second = [self.id(QUESTION), *question, self.id(ANSWER)]
             return [self._pair([self.id(CONTEXT), *context], second)]
         if self.objective == "generation":
-            half = (self.length - 2) // 2  # 510 each of 1,022
+            half = self.longest_answer - 1  # 510 each of 1,022
             source = [*ids[0][:half], self.id(START)]
             target = [*ids[1][:half], self.vocabulary.eos_id]
             return [Row(np.array(source + target, np.int32), len(source))]

@@ -115,9 +115,8 @@ def size(count: Any) -> str:
 
 def _contest(benchmark: str, subject: str, records: Sequence[Record]) -> Contest:
     rows = []
-    for split, form in sorted({(record.split, record.form) for record in records}):
-        same = [record for record in records if (record.split, record.form) == (split, form)]
-        rows += _ours(same, subject)
+    for one in sorted({_alike(record) for record in records}):
+        rows += _ours([record for record in records if _alike(record) == one], subject)
     rows += [_theirs(row) for row in published.on(benchmark, subject)]
     baselines = {r.split: (r.scores["chance"], r.scores["majority"]) for r in records}
     return Contest(
@@ -128,6 +127,14 @@ def _contest(benchmark: str, subject: str, records: Sequence[Record]) -> Contest
         {} if subject else dict(sorted(baselines.items())),
         () if subject else published.NOTES.get(benchmark, ()),
     )
+
+
+def _alike(record: Record) -> tuple[str, str, str, str]:
+    """What seeds of one fine-tuning have in common: runs in one folder, asked about the same."""
+    folder = record.checkpoint["place"].rstrip("/").rpartition("/")[0]
+    if record.seed is None:
+        return record.split, record.form, "", ""
+    return record.split, record.form, folder, record.data["sha256"]
 
 
 def _ours(records: Sequence[Record], subject: str) -> list[Row]:

@@ -92,6 +92,12 @@ def answers(folder: epath.Path, of: Record) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.decode().splitlines()]
 
 
+def has_answers(folder: epath.Path, of: Record) -> bool:
+    """Whether the file is there that `of` was made of."""
+    file = folder / FOLDER / of.answers
+    return file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == of.answers_sha256
+
+
 def right(folder: epath.Path, of: Record) -> np.ndarray:
     """bool [items]: which answers are right, in the order of the items, from the file."""
     return np.array([line["label"] == line["chosen"] for line in answers(folder, of)], bool)

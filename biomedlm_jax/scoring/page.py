@@ -54,10 +54,11 @@ def write(place: epath.Path) -> list[epath.Path]:
 
 
 def pairs(place: epath.Path, records: Sequence[Record]) -> list[Pair]:
-    """All pairs of records of the same items and seed."""
+    """All pairs of records of the same checkpoint, items and seed."""
     found = []
     for one, other in itertools.combinations(records, 2):
         same = (one.benchmark, one.split, one.seed) == (other.benchmark, other.split, other.seed)
+        same &= one.checkpoint["sha256"] == other.checkpoint["sha256"]
         if same and one.data["sha256"] == other.data["sha256"] and one.kind != "generation":
             right = folder.right(place, one), folder.right(place, other)
             found.append(Pair(one, other, measures.mcnemar(*right)))
