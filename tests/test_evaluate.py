@@ -392,7 +392,7 @@ def test_dev_is_that_of_the_fold_that_was_learned(tuned):
 def test_the_command(checkpoint, questions, tmp_path):
     command = [sys.executable, "-m", "biomedlm_jax.main", "--config=configs/eval_paper.py"]
     command += [f"--config.start={checkpoint}", f"--config.benchmarks={questions}"]
-    command += ["--config.other_version", "--config.splits=medqa/test+medqa/dev"]
+    command += ["--config.other_version=True", "--config.splits=medqa/test+medqa/dev"]
     command += ["--config.forms=option texts, per byte+letters", f"--workdir={tmp_path / 'scores'}"]
 
     def run(*more: str) -> subprocess.CompletedProcess:
@@ -422,7 +422,7 @@ def test_two_processes_are_one_model(checkpoint, questions, tmp_path):
     port = free_port()
     command = [sys.executable, "-m", "biomedlm_jax.main", "--config=configs/eval_paper.py"]
     command += [f"--config.start={checkpoint}", f"--config.benchmarks={questions}"]
-    command += ["--config.other_version", "--config.splits=medqa/test+medquad/train"]
+    command += ["--config.other_version=True", "--config.splits=medqa/test+medquad/train"]
     command += [f"--workdir={tmp_path / 'scores'}", f"--coordinator=localhost:{port}"]
     running = [
         subprocess.Popen(
@@ -441,9 +441,13 @@ def test_two_processes_are_one_model(checkpoint, questions, tmp_path):
     alone = epath.Path(tmp_path / "alone")
     wanted = asked(questions, checkpoint, "medqa/test+medquad/train", max_tokens=64)
     evaluate.run(wanted, alone)
-    together = {str(record): record for record in folder.read(epath.Path(tmp_path / "scores"))}
-    for record in folder.read(alone):
-        assert together[str(record)].scores == pytest.approx(record.scores, abs=1e-5)
+    together = epath.Path(tmp_path / "scores")
+    for ours, theirs in zip(folder.read(alone), folder.read(together), strict=True):
+        lines = zip(folder.answers(alone, ours), folder.answers(together, theirs), strict=True)
+        for one, other in lines:
+            scores = one.pop("scores", []), other.pop("scores", [])
+            assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+            assert one == other
 
 
 @pytest.mark.slow

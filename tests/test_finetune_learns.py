@@ -15,7 +15,7 @@ from biomedlm_jax.pipeline.vocabulary import Vocabulary
 from tests.conftest import SHARED, changed, fine_tuning
 
 QUESTIONS, GPT2 = SHARED / "qa/medmcqa/dev.json", SHARED / "tokenizers/gpt2/tokenizer.json"
-ITEMS, EPOCHS, BATCH = 200, 40, 20
+ITEMS, EPOCHS, BATCH = 200, 80, 40
 
 
 @pytest.mark.slow
@@ -39,14 +39,14 @@ def test_multiple_choice_learns_200_real_questions_by_heart(tmp_path):
     )
     experiment = changed(
         experiment,
+        run__steps=steps,
+        run__log_every=steps,
         data__batch=BATCH,
         mesh__fsdp=-1,
         optimizer__peak_lr=1e-3,
         optimizer__warmup_steps=steps // 2,
         optimizer__decay="linear",
         optimizer__weight_decay=0.0,
-        run__steps=steps,
-        run__log_every=steps,
     )
     split = read("medmcqa", tmp_path / "qa", "train", other_version=True)
     exam = Exam(
@@ -60,6 +60,6 @@ def test_multiple_choice_learns_200_real_questions_by_heart(tmp_path):
     def right(state) -> float:
         return float((exam(state.params).reshape(ITEMS, 4).argmax(1) == labels).mean())
 
-    first = changed(experiment, run__steps=1, optimizer__warmup_steps=0)
+    first = changed(experiment, optimizer__warmup_steps=0, run__steps=1)
     assert right(train.fit(first, tmp_path / "first")) < 0.5
     assert right(train.fit(experiment, tmp_path / "run")) == 1.0
