@@ -1,1 +1,2 @@
-"""How runs start. `local` runs here; the launchers for Google Cloud come beside it."""
+"""How runs start: `local` here, `tpu` on Cloud TPU, `gke` on Kubernetes, `slurm`; and `dataflow`
+for the corpus. What they share is in `spec`, which describes a launch."""
