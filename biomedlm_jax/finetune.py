@@ -18,7 +18,6 @@ ask it with configs/eval_paper.py.
 
 import dataclasses
 import json
-import os
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ from etils import epath
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from biomedlm_jax import entry, hosts, journal
+from biomedlm_jax import entry, hosts, journal, mesh
 from biomedlm_jax.ask import NO_SHOTS
 from biomedlm_jax.benchmarks import read
 from biomedlm_jax.benchmarks.apart import check_apart
@@ -203,8 +202,8 @@ def main() -> None:
             "ask it with configs/eval_paper.py"
         )
     workdir = epath.Path(given.workdir)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
+    on_cpu = mesh.cpu_devices(experiment.mesh, processes=1)
+    hosts.keep_programs(workdir / "compilation_cache", cpu_devices=on_cpu)
     results = finetune(experiment, workdir, seeds, test=given.test)
     print(json.dumps(results, indent=2))
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+from etils import epath
 from jax._src import clusters, distributed
 
 from biomedlm_jax import entry, pulses, roll_call
@@ -120,6 +121,20 @@ def connect(
     _group = group
     pulses.start(group, distributed.global_state.client)
     entry.leave = functools.partial(pulses.leave, group)
+
+
+def keep_programs(folder: epath.Path, cpu_devices: int) -> None:
+    """Compiled programs are kept for the next start, in `folder` or JAX_COMPILATION_CACHE_DIR; call
+    it before anything is compiled.
+
+    cpu_devices: of the mesh, if it is of CPUs. Programs of several are not kept: of a program that
+      was loaded XLA:CPU (jaxlib 0.12.0) runs collectives at once that were compiled to follow each
+      other, and they take each other's places: numbers are wrong, or the process dies.
+    """
+    if jax.default_backend() == "cpu" and cpu_devices > 1:
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def primary() -> bool:

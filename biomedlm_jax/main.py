@@ -13,7 +13,6 @@ elsewhere each also has --coordinator=HOST:PORT of process 0, --processes and it
 
 import dataclasses
 import math
-import os
 import typing
 from collections.abc import Callable
 
@@ -83,8 +82,9 @@ def begin(wait_seconds: int, cpu_devices: Callable[[int], int] | None) -> "epath
         given.coordinator, given.processes, given.process_id, wait_seconds, cpu_devices=cpu_devices
     )
     workdir = epath.Path(given.workdir)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
+    count = jax.process_count()
+    each = cpu_devices(count) if cpu_devices and jax.default_backend() == "cpu" else 1
+    hosts.keep_programs(workdir / "compilation_cache", cpu_devices=each * count)
     return workdir
 
 

@@ -33,6 +33,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import sentencepiece  # noqa: E402
 from etils import epath  # noqa: E402
+from jax._src import compilation_cache  # noqa: E402
 from jax.sharding import NamedSharding  # noqa: E402
 
 from biomedlm_jax import config, generate, mesh, step  # noqa: E402
@@ -48,14 +49,15 @@ hypothesis.settings.load_profile("untimed")
 jax.config.update("jax_num_cpu_devices", 8)
 
 # Three quarters of the time of the tests go to XLA, for the same programs each time. What this
-# processor has compiled stays in the user's cache, as with ccache; JAX's key has the program, the
-# options and the versions. With a largest size, processes wait for each other and read whole files;
-# one that was killed between the two files of an entry leaves the first.
+# processor has compiled for one device stays in the user's cache, as with ccache (for several:
+# hosts.keep_programs); JAX's key has the program, the options and the versions. With a largest
+# size, processes wait for each other and read whole files; one that was killed between the two
+# files of an entry leaves the first.
 _known = Path("/proc/cpuinfo")
 _processor = _known.read_text().partition("\n\n")[0] if _known.exists() else platform.platform()
 _facts = [x for x in _processor.splitlines() if "MHz" not in x and "bogomips" not in x.lower()]
 _cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "biomedlm_jax"
-_place = _cache / f"tests-{hashlib.sha256(repr(_facts).encode()).hexdigest()[:8]}"
+_place = _cache / f"tests-of-one-device-{hashlib.sha256(repr(_facts).encode()).hexdigest()[:8]}"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     for _entry in _place.glob("*-cache"):
         if not _entry.with_name(_entry.name.removesuffix("-cache") + "-atime").exists():
@@ -63,6 +65,15 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 jax.config.update("jax_compilation_cache_dir", str(_place))
 jax.config.update("jax_compilation_cache_max_size", 2 << 30)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+_put = compilation_cache.put_executable_and_time
+
+
+def _put_of_one_device(key, name, executable, backend, seconds):
+    if len(executable.local_devices()) == 1:
+        _put(key, name, executable, backend, seconds)
+
+
+compilation_cache.put_executable_and_time = _put_of_one_device
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As a shell has it for what it starts in the background, and they for what they start.

@@ -361,6 +361,17 @@ def test_a_full_disk_leaves_the_checkpoint_before(command, experiment, uninterru
     assert equal(checkpoint.load(workdir)[1], uninterrupted[1].params)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_compiled_programs_are_kept_of_one_cpu_alone(command, devices, tmp_path, monkeypatch):
+    """Of several, what is loaded computes something else: `hosts.keep_programs`."""
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    shape = dict(data=1, fsdp=devices, model=1)
+    flags = [f"--config.mesh.{axis}={size}" for axis, size in shape.items()]
+    found = shell(command(tmp_path, "--config.run.steps=3", *flags))
+    assert found.returncode == 0, found.stderr
+    assert bool(list(tmp_path.glob("compilation_cache/*"))) == (devices == 1)
+
+
 @pytest.mark.parametrize("separators", [True, False])
 @pytest.mark.parametrize("segment_ids", [True, False])
 def test_held_out_score_counts_every_byte_once(separators, segment_ids, uninterrupted, store):
