@@ -1,6 +1,7 @@
 """What hosts say, read from the run's folder, where each of them puts its log now and then: nobody
 has to reach a host for it, and it is there when the host is not."""
 
+import re
 from collections.abc import Callable
 
 from etils import epath
@@ -18,9 +19,10 @@ class Logs:
         self.found: set[str] = set()  # attempts that have written
 
     def attempts(self) -> list[str]:
-        """That have logs, in the order of their numbers."""
+        """That have logs, in the order of their numbers; pods of launch.gke write beside them."""
         names = [entry.name for entry in self.folder.iterdir()] if self.folder.exists() else []
-        return sorted(names, key=lambda name: int(name.rpartition("-a")[2]))
+        found = [match for name in names if (match := re.fullmatch(r".*-a([1-9]\d*)", name))]
+        return [match[0] for match in sorted(found, key=lambda match: int(match[1]))]
 
     def heard(self, attempt: str) -> bool:
         return attempt in self.found

@@ -88,7 +88,11 @@ def naming_what_is_left(launch: Launch, tpus: Tpus) -> Iterator[None]:
     except KeyboardInterrupt:
         if flags.FLAGS.delete_on_interrupt:
             print("\ninterrupted; deleting what is there (--delete_on_interrupt)", flush=True)
-            _delete(launch, tpus, time.sleep)
+            try:
+                _delete(launch, tpus, time.sleep)
+            except (Exception, KeyboardInterrupt):
+                print(f"\nnot all is deleted; {left(launch, tpus)}", file=sys.stderr, flush=True)
+                raise
         else:
             print(f"\ninterrupted; {left(launch, tpus)}", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)

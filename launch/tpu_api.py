@@ -66,6 +66,7 @@ class Tpus:
 
         Raises:
           StockOut: it can not be, for lack of chips.
+          UserError: also where there is one of that name, of another run.
         """
 
         request = requests.create(self.launch, identifier, script, str(uuid.uuid4()))
@@ -75,7 +76,12 @@ class Tpus:
                 operation = self.client.create_queued_resource(request=request, **self._once())
                 operation.result(timeout=self.patience.answer)
             except exceptions.AlreadyExists:
-                return  # by a request whose answer was lost: names are of one attempt
+                # By a request whose answer was lost, for names are of one attempt; or of another
+                # run, which was started under this name when there was nothing to see.
+                there = self.get(identifier)
+                if there is not None:
+                    self._check_own(there)
+                return
             except concurrent.futures.TimeoutError:
                 return  # its state says what becomes of it
 
@@ -111,12 +117,15 @@ class Tpus:
         numbers = {requests.number_of(self.launch, one.name): one for one in pager}
         found = {number: numbers[number] for number in sorted(n for n in numbers if n is not None)}
         for one in found.values():
-            if requests.foreign(self.launch, one):
-                raise UserError(
-                    f"{one.name} is of a run in another --workdir than {self.launch.workdir}; "
-                    "give this one another --name"
-                )
+            self._check_own(one)
         return found
+
+    def _check_own(self, there: tpu.QueuedResource) -> None:
+        if requests.foreign(self.launch, there):
+            raise UserError(
+                f"{there.name} is of a run in another --workdir than {self.launch.workdir}; "
+                "give this one another --name"
+            )
 
     def nodes(self, identifier: str) -> list[tpu.Node]:
         """Of a request, those that are there."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import grpc
 import pytest
 
 from launch import spec, tpu
@@ -106,6 +107,18 @@ def test_an_interrupted_launcher_deletes_where_it_is_told_to(cloud, start, store
     assert run.wait() == 130, run.said
     assert run.said.endswith("run-a1 is deleted\n")
     assert cloud.names() == []
+
+
+def test_what_an_interrupted_launcher_can_not_delete_is_named(cloud, start, store):
+    run = start("run", *SMALL, f"--config.data.store={store}", "--delete_on_interrupt")
+    run.until("^run-a1 is there")
+    cloud.fail("DeleteQueuedResource", grpc.StatusCode.FAILED_PRECONDITION, "it is protected")
+    run.send(signal.SIGINT)
+    assert run.wait() == 2, run.said
+    assert "could not delete run-a1 in us-west4-a of my-project: it is protected" in run.said
+    assert re.search("not all is deleted; .*/run-a1 goes on without this command", run.said)
+    assert "launch.tpu delete --name=run --project=my-project" in run.said
+    assert cloud.names() == ["run-a1"]
 
 
 def test_what_is_created_is_stopped_without_a_watcher(cloud, start, store, tmp_path):

@@ -12,6 +12,7 @@ from google.cloud import tpu_v2alpha1 as tpu
 
 from biomedlm_jax.entry import UserError
 from launch import lifecycle, spec, tpu_api, watch
+from launch.logs import Logs
 from launch.tpu_api import Patience, Tpus
 from launch.watch import Shipped, Watcher
 from tests.fake_cloud_tpu import FakeCloudTpu
@@ -326,6 +327,22 @@ def test_runs_of_one_name_in_two_folders_are_kept_apart(cloud, tmp_path):
     with pytest.raises(UserError, match=wrong):
         Watched(cloud, tmp_path / "b")
     assert cloud.names() == ["run-a1"]
+
+
+def test_of_two_runs_of_one_name_that_start_at_once_the_second_is_refused(cloud, tmp_path):
+    """Both saw nothing when they started."""
+    first, second = (Watched(cloud, tmp_path / folder) for folder in "ab")
+    first.watcher.until_over(created=True)
+    with pytest.raises(UserError, match=r"run-a1 is of a run in another --workdir than .*/b/run;"):
+        second.watcher.until_over(created=True)
+    assert cloud.names() == ["run-a1"]
+    assert first.tpus.get("run-a1") is not None
+
+
+def test_logs_of_pods_in_the_same_folder_are_no_attempts(tmp_path):
+    for name in ("run-a10", "run-a9", "run-0"):
+        (tmp_path / "logs" / name).mkdir(parents=True)
+    assert Logs(str(tmp_path), print).attempts() == ["run-a9", "run-a10"]
 
 
 def test_several_slices_are_one_request(cloud, tmp_path):
