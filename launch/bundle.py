@@ -82,7 +82,9 @@ def upload(bundle: Bundle, place: str) -> str:
     archive = epath.Path(bundle.path(place))
     files = {archive: bundle.data}
     if bundle.diff:
-        files[archive.with_name(f"{bundle.name}.diff")] = bundle.diff.encode()
+        files[archive.with_name(f"{bundle.name}.diff")] = bundle.diff.encode(
+            errors="surrogateescape"
+        )
     try:
         for file, content in files.items():
             if not file.exists():

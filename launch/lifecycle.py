@@ -105,6 +105,8 @@ def step(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Action]
         why = "its request was deleted by somebody else"
         later = _leaving(run, why, now, outcome=why)
         return (_over(later, why, now) if not seen.state else later), "wait"
+    if len(seen.ends) == policy.hosts and not any(seen.ends.values()):  # and then it was taken away
+        return _leaving(run, "the run has come to its end", now, outcome="done"), "delete"
     if seen.state in GOING and seen.stopping:
         return _leaving(run, "its slices are gone", now, outcome="stopped"), "delete"
     if seen.state in GOING:
@@ -147,7 +149,7 @@ def _running(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Act
     if seen.ends and not run.ended:
         run = dataclasses.replace(run, ended=now)
     # A host that has ended well, and can not say so, is not waited for: the others could not have.
-    if seen.ends and not bad and (len(seen.ends) == policy.hosts or now - run.ended > ILL):
+    if seen.ends and not bad and now - run.ended > ILL:
         return _leaving(run, "the run has come to its end", now, outcome="done"), "delete"
     if bad:
         if USER_ERROR in bad.values():

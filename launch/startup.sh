@@ -90,6 +90,7 @@ end() {
   put "$HOME_FOLDER/$ATTEMPT.json" "$PLACE/ends/$ATTEMPT/$NAME.json"
   exit "$code"
 }
+trap 'exit 75' TERM # preempted before there is a run; else bash would end with 0
 trap end EXIT
 echo "host $NAME of $ATTEMPT, $(hostname), $(date -u '+%Y-%m-%d %H:%M:%S UTC')"
 

@@ -144,6 +144,20 @@ def test_a_machine_that_shuts_down_lets_the_run_save(start, tmp_path):
     assert left(tmp_path)[0] == 75
 
 
+def test_a_machine_that_shuts_down_while_it_installs_has_not_done_the_run(start, tmp_path):
+    """uv goes with the machine, which tells every process."""
+    began = tmp_path / "bin/began"
+    began.parent.mkdir()
+    (tmp_path / "bin/python3").write_text(f"#!/bin/sh\ntouch {began}\nexec sleep 600\n")
+    (tmp_path / "bin/python3").chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    host = start(0, more={"PATH": path}, python="")
+    until(began.exists)
+    os.killpg(host.process.pid, signal.SIGTERM)
+    assert host.process.wait(PATIENCE) == 75
+    assert left(tmp_path)[0] == 75
+
+
 def test_a_machine_that_starts_again_runs_again(start, tmp_path):
     assert start(0).process.wait(PATIENCE) == 0
     shutil.rmtree(tmp_path / "repository")

@@ -397,6 +397,13 @@ def test_pauses_double_up_to_a_limit_and_are_the_same_for_the_same_seed():
             "come to its end",
         ),
         (
+            RUNNING,
+            lifecycle.Seen("SUSPENDED", ends={"0-0": 0, "0-1": 0}),
+            1.0,
+            "delete",
+            "come to its end",
+        ),
+        (
             lifecycle.Run("requested", 1, since=0.0),
             lifecycle.Seen("WAITING_FOR_RESOURCES"),
             5e3,
