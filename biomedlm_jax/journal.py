@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -29,12 +30,14 @@ class Journal:
     """Appends to `file`, of whose lines those stay that `keep` accepts.
 
     Raises:
-      UserError: from all methods, it can not be written.
+      UserError: from all methods, it can not be written. What was to be is not lost by that: who
+        goes on nevertheless writes it with the next line.
     """
 
     def __init__(self, file: epath.Path, keep: Callable[[dict], bool] = lambda line: True):
         self.file, self.remote = file, in_cloud(file)
         kept = [line for line in read(file) if keep(line)]
+        # On gs:// all lines, on a disk those that are not written yet.
         self.text = "".join(json.dumps(line) + "\n" for line in kept)
         self.uploads, self.uploaded = ThreadPoolExecutor(1, thread_name_prefix="journal"), 0.0
         self.pending: Future | None = None
@@ -44,13 +47,14 @@ class Journal:
             partial = file.with_name(file.name + ".partial")
             self._try(lambda: partial.write_text(self.text))
             self._try(lambda: partial.replace(file))
+            self.text = ""
 
     def write(self, line: dict[str, Any]) -> None:
-        text = json.dumps(line) + "\n"
+        self.text += json.dumps(line) + "\n"
         if not self.remote:
-            self._try(lambda: _append(self.file, text))
+            self._try(lambda: _append(self.file, self.text))
+            self.text = ""
             return
-        self.text += text
         if time.monotonic() - self.uploaded > SECONDS and (not self.pending or self.pending.done()):
             self._upload()
 
@@ -58,16 +62,21 @@ class Journal:
         """All lines are where others can read them."""
         if self.remote:
             self._upload()
-            self._try(lambda: self.pending.result() if self.pending else None)
+            self._uploaded()
 
     def close(self) -> None:
         self.flush()
         self.uploads.shutdown()
 
     def _upload(self) -> None:
-        self._try(lambda: self.pending.result() if self.pending else None)
+        self._uploaded()
         self.uploaded, text = time.monotonic(), self.text
         self.pending = self.uploads.submit(lambda: self.file.write_text(text))
+
+    def _uploaded(self) -> None:
+        """Waits for the last upload; its failure is told once."""
+        pending, self.pending = self.pending, None
+        self._try(lambda: pending.result() if pending else None)
 
     def _try(self, action: Callable[[], Any]) -> None:
         try:
@@ -83,5 +92,13 @@ class Journal:
 
 
 def _append(file: epath.Path, text: str) -> None:
-    with file.open("a") as opened:
-        opened.write(text)
+    """All of it or nothing: half a line would be in the way of the next."""
+    with Path(file).open("ab", buffering=0) as opened:
+        size = opened.tell()
+        try:
+            view = memoryview(text.encode())
+            while view:
+                view = view[opened.write(view) :]
+        except OSError:
+            opened.truncate(size)
+            raise

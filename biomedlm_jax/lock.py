@@ -29,6 +29,10 @@ RENEWED, COUNTS = 20.0, 90.0  # seconds
 FILE, LEASE = "lock", "lease.json"
 
 
+class Unrenewed(UserError):  # noqa: N818 (it may yet be)
+    """A lease was not written anew in time, and may count no longer."""
+
+
 class Lock:
     """with Lock(workdir): no other process has one of this folder, which is made if need be.
 
@@ -53,7 +57,8 @@ class Lock:
         self.kept.release()
 
     def check(self) -> None:
-        """Raises UserError where the folder is another run's by now, or is gone."""
+        """Raises UserError where the folder is another run's by now, or is gone; Unrenewed where it
+        may become so: for one who does nothing in the folder meanwhile, it can pass."""
         self.kept.check()
 
 
@@ -117,7 +122,7 @@ class _Lease:
         path = f"{prefix.rstrip('/')}/" if prefix else ""
         self.spec = {"driver": "gcs", "bucket": bucket, "path": path}
         self.mine = _holder() | {"machine": _machine(), "id": uuid.uuid4().hex}
-        self.lost, self.renewed, self.generation = "", 0.0, b""
+        self.lost, self.failure, self.renewed, self.generation = "", "", 0.0, b""
         self.ended = threading.Event()
 
     def take(self) -> None:
@@ -137,19 +142,20 @@ class _Lease:
         self.thread.start()
 
     def check(self) -> None:
-        lost = self.lost
-        if not lost and time.monotonic() - self.renewed > COUNTS - RENEWED:
-            lost = f"{LEASE} could not be renewed in time"
-        if lost:
-            raise UserError(
-                f"--workdir={self.workdir} is no longer this run's: {lost}. What was saved is "
+        if self.lost or self._late():
+            why = self.lost or f"{LEASE} could not be renewed in time{self.failure}"
+            raise (UserError if self.lost else Unrenewed)(
+                f"--workdir={self.workdir} is no longer this run's: {why}. What was saved is "
                 "whole; see that no other run is in it and give the same command again"
             )
+
+    def _late(self) -> bool:
+        return time.monotonic() - self.renewed > COUNTS - RENEWED
 
     def release(self) -> None:
         self.ended.set()
         self.thread.join()
-        if self.lost:
+        if self.lost or self._late():  # then it is another's, or ends by itself very soon
             return
         try:
             self.store.write(LEASE, None, if_equal=self.generation).result(COUNTS)
@@ -181,10 +187,10 @@ class _Lease:
                 if not self._write(COUNTS - RENEWED):
                     self.lost = f"another run has taken or removed {LEASE}"
                     return
+                self.failure = ""
             except (OSError, ValueError) as error:
-                if time.monotonic() - self.renewed > COUNTS - RENEWED:
-                    self.lost = f"{LEASE} could not be renewed in time: {_line(error)}"
-                    return
+                # Tried on: no other can have taken it where this write of its version succeeds.
+                self.failure = f": {_line(error)}"
 
 
 def _holder() -> dict[str, Any]:

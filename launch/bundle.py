@@ -22,12 +22,13 @@ FOLDER = "archives"  # in `Launch.place`
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """name: of its files, without an ending. data: a tar.gz of the tree. diff: what was changed
-    since the commit, as git shows it; "" is nothing. untracked: files that git does not know and
-    that are not in it."""
+    """name: of its files, without an ending. data: a tar.gz of the tree, with these files. diff:
+    what was changed since the commit, as git shows it; "" is nothing. untracked: files that git
+    does not know and that are not in it."""
 
     commit: str
     data: bytes
+    files: frozenset[str]
     diff: str
     untracked: tuple[str, ...]
 
@@ -60,16 +61,17 @@ def make(root: Path) -> Bundle:
     commit = _git(root, "rev-parse", "HEAD").strip()
     names = [name for name in _git(root, "ls-files", "-z").split("\0") if name]
     untracked = _git(root, "ls-files", "-z", "--others", "--exclude-standard").split("\0")
-    packed = io.BytesIO()
+    packed, files = io.BytesIO(), set[str]()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name in sorted(names):
             path = root / name
             if not path.exists() and not path.is_symlink():
                 continue  # removed since the commit; the diff says so
             _add(tar, name, path)
+            files.add(name)
     data = gzip.compress(packed.getvalue(), mtime=0)
     diff = _git(root, "diff", "--binary", "HEAD")
-    return Bundle(commit, data, diff, tuple(filter(None, untracked)))
+    return Bundle(commit, data, frozenset(files), diff, tuple(filter(None, untracked)))
 
 
 def upload(bundle: Bundle, place: str) -> str:

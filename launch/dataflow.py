@@ -9,12 +9,13 @@ names a container that has both instead. The same command again goes on with the
 not finished. --dry_run prints the commands.
 """
 
+import io
 import shlex
-import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -23,12 +24,14 @@ from etils import epath
 from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError, in_cloud
 from data import clean, parse, tokenizer
-from launch import bundle, preflight, prices, spec
+from launch import buckets, bundle, login, prices, spec
+from launch.bundle import Bundle
+from launch.checks import Check, conclude, confirmed, table, tried
 from launch.spec import Launch
 
 ROOT = Path(__file__).parent.parent
 WHEELS = "runs/workers"  # below ROOT
-PACKAGES = ("biomedlm_jax", "data")  # that workers import
+PACKAGES = ("biomedlm_jax/", "data/")  # that workers import
 DISK_GB = 100  # of a worker: copies of archives, and what DuckDB does not keep in memory
 PROJECT = """[build-system]
 requires = ["setuptools"]
@@ -110,62 +113,56 @@ def wheel_name(sha256: str) -> str:
     return f"biomedlm_workers-0+{sha256[:12]}-py3-none-any.whl"
 
 
-def make_wheel(folder: Path, sha256: str) -> Path:
-    """A wheel of the packages that workers import, in `folder`.
+def make_wheel(folder: Path, copy: Bundle) -> Path:
+    """A wheel of the packages that workers import, in `folder`: what git tracks of them.
 
     Raises:
       UserError: it can not be made.
     """
-    made = folder / wheel_name(sha256)
+    made = folder / wheel_name(copy.sha256)
     if made.exists():
         return made
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        for name in PACKAGES:
-            shutil.copytree(
-                ROOT / name,
-                Path(place, name),
-                ignore=shutil.ignore_patterns("__pycache__", "sample"),
-            )
-        Path(place, "pyproject.toml").write_text(PROJECT.format(version=f"0+{sha256[:12]}"))
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--quiet",
-            "--no-deps",
-            "--no-build-isolation",
-        ]
-        done = subprocess.run(
-            [*command, "--wheel-dir", f"{place}/made", place],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        with tarfile.open(fileobj=io.BytesIO(copy.data)) as tar:
+            wanted = [one for one in tar.getmembers() if one.name.startswith(PACKAGES)]
+            tar.extractall(place, wanted, filter="data")
+        version = f"0+{copy.sha256[:12]}"
+        Path(place, "pyproject.toml").write_text(PROJECT.format(version=version))
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
+        command += ["--no-build-isolation", "--wheel-dir", f"{place}/made", place]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError(f"the wheel for the workers can not be made: {done.stderr.strip()}")
         Path(place, "made", made.name).rename(made)
     return made
 
 
-def check(launch: Launch, input: str, output: str) -> None:
-    """Asks Google Cloud whether the buckets are there and near, and whether there is input.
+def preflight(
+    launch: Launch, input: str, output: str, machine: str, workers: int, where: Callable[[str], str]
+) -> list[Check]:
+    """What Google Cloud says of the buckets and of the input, and what workers cost.
 
-    Raises:
-      UserError: they are not.
+    machine, workers: as for `build_command`. where: of `buckets.location`.
     """
+    moved = f"every byte that is read or written, at ${prices.EGRESS_GB} a GB or more"
+    found = []
     for name, place in {"input": input, "output": output}.items():
-        bucket = place.removeprefix("gs://").partition("/")[0]
-        found = preflight.location(bucket)
-        if not preflight.near(launch.region, found) and not launch.cross_region:
-            raise UserError(
-                f"--{name}={place} is in {found}, the workers in {launch.region}: every byte would "
-                f"cost ${prices.EGRESS_GB} a GB or more; take --zone in {found}, or say "
-                "--cross_region"
-            )
-    if not epath.Path(input).exists():
-        raise UserError(f"--input={input} is not there; copy NCBI's files to it first")
+        setting = f"--{name}={place}"
+        found.append(
+            tried(name, lambda s=setting, n=name: buckets.placed(launch, s, n, where, moved))
+        )
+    if found[0].verdict != "wrong" and not epath.Path(input).exists():
+        said = f"--input={input} is not there; copy NCBI's files to it first"
+        found.append(Check("input", "wrong", said))
+    hour = prices.worker_hour(machine, DISK_GB)
+    each = "an unknown price" if hour is None else f"${hour:,.2f} an hour"
+    most = "" if hour is None else f", ${workers * hour:,.2f} in all"
+    said = (
+        f"at most {workers} workers {machine} at {each}{most} (list price of {prices.AS_OF}); how "
+        "many hours is not known before"
+    )
+    return [*found, Check("cost", "note", said)]
 
 
 def left(launch: Launch, name: str) -> str:
@@ -188,7 +185,7 @@ def main(of_corpus: Sequence[str]) -> None:
     launch = spec.from_flags()
     if wrong := problems(launch, given.input, given.output):
         raise UserError("\n".join(wrong))
-    sha256 = bundle.make(ROOT).sha256
+    copy = bundle.make(ROOT)
     corpus = [given[name].serialize() for name in of_corpus if given[name].present]
     command = build_command(
         launch,
@@ -197,14 +194,25 @@ def main(of_corpus: Sequence[str]) -> None:
         image=given.image,
         machine=given.worker_machine,
         workers=given.workers,
-        wheel=f"{WHEELS}/{wheel_name(sha256)}",
+        wheel=f"{WHEELS}/{wheel_name(copy.sha256)}",
     )
     if given.dry_run:
+        if not given.image:
+            print(f"# packs the code ({copy.described()}) as\n#   {WHEELS}/"
+                  f"{wheel_name(copy.sha256)}")  # fmt: skip
         print(f"python -m {shlex.join(command)}")
         return
-    check(launch, given.input, given.output)
+    found = [login.credentials()]
+    if found[0].verdict != "wrong":
+        where = buckets.location(launch.project)
+        machine, workers = given.worker_machine, given.workers
+        found += preflight(launch, given.input, given.output, machine, workers, where)
+    print(table(found), flush=True)
+    conclude(found)
+    if not given.yes and not confirmed("Start it?"):
+        raise UserError("nothing was started, for nobody said yes; --yes says so beforehand")
     if not given.image:
-        make_wheel(ROOT / WHEELS, sha256)
+        make_wheel(ROOT / WHEELS, copy)
     print(f"python -m {shlex.join(command)}", flush=True)
     name = job_name(launch, given.output)
     try:
@@ -235,5 +243,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("image", "", "container of workers that has code and requirements")
     flags.DEFINE_string("worker_machine", "n2-standard-8", "Compute Engine's type of a worker")
     flags.DEFINE_integer("workers", 100, "at most", 1)
-    flags.DEFINE_bool("dry_run", False, "print the command")
+    flags.DEFINE_bool("dry_run", False, "print the commands")
+    flags.DEFINE_bool("yes", False, "do not ask")
     entry.run(lambda: main(of_corpus))

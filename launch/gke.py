@@ -22,10 +22,10 @@ from etils import epath
 
 from biomedlm_jax import entry
 from biomedlm_jax.entry import UserError
-from launch import bundle, preflight, spec, startup
+from launch import buckets, bundle, login, preflight, spec, startup
 from launch.bundle import Bundle
+from launch.checks import Check, conclude, confirmed, table
 from launch.jobset import jobset, pod_script, rendered, validated
-from launch.preflight import Check
 from launch.spec import Launch
 
 ROOT = Path(__file__).parent.parent
@@ -101,9 +101,10 @@ def apply(launch: Launch, settings: Sequence[str], copy: Bundle) -> None:
     print(f"copied the repository ({copy.described()}) to {archive}", flush=True)
     try:
         print(_run(launch, "create", "--filename=-", given=rendered(manifest)), flush=True)
-    except UserError as error:
+    except (UserError, KeyboardInterrupt) as error:
+        said = "interrupted" if isinstance(error, KeyboardInterrupt) else error
         raise UserError(
-            f"{error}\nIf a JobSet was created all the same, this deletes it:\n"
+            f"{said}\nIf a JobSet was created all the same, this deletes it:\n"
             f"{shlex.join(kubectl(launch, 'delete', 'jobset', launch.name))}\nThe copy of the "
             f"repository stays for the next time; gcloud storage rm {archive} removes it"
         ) from error
@@ -141,29 +142,29 @@ def main(settings: Sequence[str]) -> None:
     changed = {name: value for name, value in changed.items() if value is not None}
     launch = dataclasses.replace(launch, gke=dataclasses.replace(launch.gke, **changed))
     copy = bundle.make(ROOT)
-    checks = preflight.local(launch, settings, copy)
-    if checks[0].verdict == "ok":  # its accelerator is one
-        checks += [Check("cluster", "wrong", said) for said in problems(launch)]
+    found = preflight.local(launch, settings, copy)
+    if found[0].verdict == "ok":  # its accelerator is one
+        found += [Check("cluster", "wrong", said) for said in problems(launch)]
     if given.dry_run:
-        preflight.conclude(checks)
+        conclude(found)
         print(dry_run(launch, settings, copy), end="")
         return
-    if all(check.verdict != "wrong" for check in checks):
-        checks += _asked(launch, settings)
-    print(preflight.table(checks), flush=True)
-    preflight.conclude(checks)
-    if not given.yes and not preflight.confirmed("Create it?"):
+    if all(check.verdict != "wrong" for check in found):
+        found += _asked(launch, settings)
+    print(table(found), flush=True)
+    conclude(found)
+    if not given.yes and not confirmed("Create it?"):
         raise UserError("nothing was created, for nobody said yes; --yes says so beforehand")
     apply(launch, settings, copy)
 
 
 def _asked(launch: Launch, settings: Sequence[str]) -> list[Check]:
     """What the bucket and the plan say; what the cluster has is for Kubernetes to say."""
-    found = [preflight.credentials()] if launch.bucket else []
+    found = [login.credentials()] if launch.bucket else []
     if any(check.verdict == "wrong" for check in found):
         return found
     experiment = spec.experiment(launch, settings)
-    found += preflight.stored(launch, experiment, preflight.location)
+    found += preflight.stored(launch, experiment, buckets.location(launch.project))
     if flags.FLAGS.plan:
         print("planning the run, about a minute; --noplan leaves it out", file=sys.stderr)
         found.append(preflight.planned(launch, settings, experiment))

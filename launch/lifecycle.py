@@ -6,6 +6,7 @@
 
 `step` is given what was seen and says what to do. An attempt is one request for slices. Attempts
 that fail in a row without a new checkpoint are counted, and the pauses before the next double.
+Nothing is asked for, and nothing is over, while a request of another attempt is there.
 """
 
 import dataclasses
@@ -17,12 +18,13 @@ from biomedlm_jax.entry import HOST_LOST, PREEMPTED, USER_ERROR
 from launch import refusals
 
 Phase = Literal["waiting", "requested", "running", "leaving", "over"]
-Action = Literal["wait", "create", "delete"]
+Action = Literal["wait", "create", "delete", "clear"]  # clear: delete all others
 
 COMING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "STATE_UNSPECIFIED")
 GOING = ("SUSPENDING", "SUSPENDED")
 GRACE = 60.0  # seconds, after the first host that ended badly, for others to say why they do
-SILENCE = 1800.0  # until a host of an active slice must have written something
+SILENCE = 1800.0  # in which some host of an active slice must write something
+SETTLED = 120.0  # after which a request that the API does not know will not appear any more
 ILL = 900.0  # seconds for which a node may be unhealthy
 AGAIN = 120.0  # seconds, until what is to be deleted and does not go is deleted again
 LATE = 900.0  # seconds after the end of the queueing policy, when the API has said nothing
@@ -53,7 +55,8 @@ class Policy:
 class Seen:
     """One look. state: of the request, "" where there is none of that name; error: of a FAILED one,
     its code and message. lost: a node that is no more, in words; ill: one that is unhealthy. ends:
-    {host: exit code} of this attempt. heard: whether any host has written. saved: the newest
+    {host: exit code} of this attempt. heard: bytes that its hosts have written, None where that can
+    not be read. others: {attempt: state} of requests that are there besides. saved: the newest
     checkpoint's step. stopping: a person wants the run to save and end."""
 
     state: str
@@ -61,7 +64,8 @@ class Seen:
     lost: str = ""
     ill: str = ""
     ends: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    heard: bool = True
+    heard: int | None = 0
+    others: Mapping[int, str] = dataclasses.field(default_factory=dict)
     saved: int = 0
     stopping: bool = False
 
@@ -70,9 +74,10 @@ class Seen:
 class Run:
     """attempt: of the request that is, or was last, there. since: when the phase began. until: when
     waiting ends. failures: in a row. saved: the newest checkpoint when the attempt was asked for.
-    ended, ill: when the first host ended, when a node was first ill; 0 is not. why: the phase
-    began. outcome: how all of it ends, "" while that is open: "done", "stopped", or the reason why
-    it was given up."""
+    known: whether its request was seen. ended, ill: when the first host ended, when a node was
+    first ill; 0 is not. heard: as last seen; quiet: when that was new. why: the phase began.
+    outcome: how all of it ends, "" while that is open: "done", "stopped" (it has saved),
+    "withdrawn" (nothing ran when it was to stop), or the reason why it was given up."""
 
     phase: Phase
     attempt: int
@@ -80,35 +85,51 @@ class Run:
     until: float = 0.0
     failures: int = 0
     saved: int = 0
+    known: bool = False
     ended: float = 0.0
     ill: float = 0.0
+    heard: int = 0
+    quiet: float = 0.0
     why: str = ""
     outcome: str = ""
 
 
 def step(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Action]:
     """What the run is after a look at `now`, and what to do."""
+    run, action = _step(policy, run, seen, now)
+    return run, "clear" if action == "wait" and seen.others else action
+
+
+def _step(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Action]:
     match run.phase:
         case "over":
             return run, "wait"
         case "waiting":
+            if seen.others:
+                return run, "wait"
             if seen.stopping:
-                return _over(run, "stopped", now), "wait"
+                return _over(run, "withdrawn", now), "wait"
             return run, "create" if now >= run.until else "wait"
         case "leaving":
             if not seen.state:
-                return _gone(policy, run, now), "wait"
+                return run if seen.others else _gone(policy, run, now), "wait"
             if seen.state not in ("DELETING", "SUSPENDING") and now - run.since > AGAIN:
                 return dataclasses.replace(run, since=now), "delete"
             return run, "wait"
+    if not seen.state and not run.known:
+        if now - run.since <= SETTLED:
+            return run, "wait"
+        why = "it was asked for, and the API does not know it"
+        return _failed(policy, run, seen, why, now), "delete"
+    run = dataclasses.replace(run, known=True)
     if not seen.state or seen.state == "DELETING":
         why = "its request was deleted by somebody else"
-        later = _leaving(run, why, now, outcome=why)
-        return (_over(later, why, now) if not seen.state else later), "wait"
-    if len(seen.ends) == policy.hosts and not any(seen.ends.values()):  # and then it was taken away
+        return _leaving(run, why, now, outcome=why), "wait"
+    whole = len(seen.ends) == policy.hosts
+    if whole and not any(seen.ends.values()):  # also where it was taken away since
         return _leaving(run, "the run has come to its end", now, outcome="done"), "delete"
-    if seen.state in GOING and seen.stopping:
-        return _leaving(run, "its slices are gone", now, outcome="stopped"), "delete"
+    if whole and seen.stopping and set(seen.ends.values()) <= {0, PREEMPTED}:
+        return _leaving(run, "it has saved and ended", now, outcome="stopped"), "delete"
     if seen.state in GOING:
         how = "" if run.phase == "running" else " while they were made"
         return _failed(policy, run, seen, f"its slices were taken away{how}", now), "delete"
@@ -119,12 +140,12 @@ def step(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Action]
     if seen.state in COMING:
         return _coming(policy, run, seen, now)
     if run.phase == "requested":
-        run = dataclasses.replace(run, phase="running", since=now, why="")
+        run = dataclasses.replace(run, phase="running", since=now, quiet=now, why="")
     return _running(policy, run, seen, now)
 
 
 def created(run: Run, saved: int, now: float) -> Run:
-    """The next attempt's request is in the queue."""
+    """The next attempt's request is in the queue, or may be: the API's answer has not come."""
     return Run("requested", run.attempt + 1, now, failures=run.failures, saved=saved)
 
 
@@ -136,7 +157,7 @@ def not_created(policy: Policy, run: Run, saved: int, why: str, now: float) -> R
 
 def _coming(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Action]:
     if seen.stopping:
-        return _leaving(run, "it is to stop", now, outcome="stopped"), "delete"
+        return _leaving(run, "it is to stop", now, outcome="withdrawn"), "delete"
     if run.phase == "requested" and now - run.since > policy.queue + LATE:
         hours = policy.queue / 3600
         why = f"no slice came within {hours:g} hours (launch.queue_hours)"
@@ -161,8 +182,10 @@ def _running(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Act
         if seen.stopping and set(bad.values()) == {PREEMPTED}:
             return _leaving(run, "it has saved and ended", now, outcome="stopped"), "delete"
         return _failed(policy, run, seen, ended(bad), now), "delete"
-    if not seen.heard and now - run.since > SILENCE:
-        why = f"no host has written a word within {SILENCE / 60:.0f} minutes"
+    if seen.heard is None or seen.heard != run.heard:
+        run = dataclasses.replace(run, heard=seen.heard or run.heard, quiet=now)
+    if now - run.quiet > SILENCE:
+        why = f"no host has written a word for {SILENCE / 60:.0f} minutes"
         return _failed(policy, run, seen, why, now), "delete"
     if not seen.ill:
         return dataclasses.replace(run, ill=0.0), "wait"
@@ -199,8 +222,13 @@ def _failed(policy: Policy, run: Run, seen: Seen, why: str, now: float) -> Run:
             f"{failures} attempts in a row made no new checkpoint (launch.restarts="
             f"{policy.restarts}); the last one: {why}"
         )
-    if seen.stopping:
-        outcome = "stopped"
+    if seen.stopping and run.phase == "requested":
+        outcome = "withdrawn"
+    elif seen.stopping:
+        outcome = (
+            f"it was to save and stop, and did not: {why}; its newest checkpoint is of step "
+            f"{seen.saved}"
+        )
     return dataclasses.replace(_leaving(run, why, now, outcome), failures=failures)
 
 

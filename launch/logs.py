@@ -15,8 +15,8 @@ class Logs:
 
     def __init__(self, place: str, say: Callable[[str], None], hosts: tuple[str, ...] = ()):
         self.folder, self.say, self.hosts = epath.Path(place) / LOGS, say, hosts
-        self.shown: dict[str, int] = {}  # characters, by path
-        self.found: set[str] = set()  # attempts that have written
+        self.shown: dict[str, int] = {}  # bytes, by path
+        self.written: dict[str, dict[str, int]] = {}  # bytes, by attempt and host
 
     def attempts(self) -> list[str]:
         """That have logs, in the order of their numbers; pods of launch.gke write beside them."""
@@ -24,8 +24,9 @@ class Logs:
         found = [match for name in names if (match := re.fullmatch(r".*-a([1-9]\d*)", name))]
         return [match[0] for match in sorted(found, key=lambda match: int(match[1]))]
 
-    def heard(self, attempt: str) -> bool:
-        return attempt in self.found
+    def heard(self, attempt: str) -> int:
+        """Bytes that its hosts had written when it was shown last."""
+        return sum(self.written.get(attempt, {}).values())
 
     def show(self, attempt: str) -> None:
         """The lines that are new, each after the name of its host. A line that has no end yet is
@@ -37,14 +38,15 @@ class Logs:
             host = file.name.removesuffix(".log")
             if not file.name.endswith(".log"):
                 continue
-            self.found.add(attempt)
+            length = file.stat().length
+            self.written.setdefault(attempt, {})[host] = length
             if self.hosts and host not in self.hosts:
                 continue
-            self._show(file, host)
+            self._show(file, host, length)
 
-    def _show(self, file: epath.Path, host: str) -> None:
+    def _show(self, file: epath.Path, host: str, length: int) -> None:
         before = self.shown.get(str(file), 0)
-        if file.stat().length <= before:
+        if length <= before:
             return
         content = file.read_bytes()
         whole = content.rfind(b"\n") + 1

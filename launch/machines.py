@@ -24,8 +24,9 @@ class Machine:
     name: as a person writes it. kind: its name in `compilers.chips.CHIPS`. chips: of the slice, or
       GPUs. hosts: machines that they are in; each runs one process.
     topology: of a TPU slice in chips, "16x16"; "" of GPUs.
-    api_type: the Cloud TPU API's accelerator type; api_version: its enum AcceleratorConfig.Type;
-      runtime: the software version of its hosts. All "" of GPUs.
+    api_type: the Cloud TPU API's accelerator type; quota: the beginning of its quotas' names, with
+      {} for what chips that may be preempted have there; runtime: the software version of its
+      hosts. All "" of GPUs.
     machine_type: of Compute Engine and of a GKE node pool. gke_label: the value of GKE's node label
       gke-tpu-accelerator or gke-accelerator.
     """
@@ -36,7 +37,7 @@ class Machine:
     hosts: int
     topology: str
     api_type: str
-    api_version: str
+    quota: str
     runtime: str
     machine_type: str
     gke_label: str
@@ -63,7 +64,7 @@ class Machine:
 @dataclasses.dataclass(frozen=True)
 class _Generation:
     api_name: str  # before the dash of an accelerator type
-    api_version: str
+    quota: str
     runtime: str
     machine: str  # before the number of chips of a host, which ends the machine type
     gke_label: str
@@ -72,13 +73,14 @@ class _Generation:
 
 _GENERATIONS = {
     "v4": _Generation(
-        "v4", "V4", "tpu-ubuntu2204-base", "ct4p-hightpu", "tpu-v4-podslice", (4,)),
+        "v4", "TPUV4s{}Pod", "tpu-ubuntu2204-base", "ct4p-hightpu", "tpu-v4-podslice", (4,)),
     "v5e": _Generation(
-        "v5litepod", "V5LITE_POD", "v2-alpha-tpuv5-lite", "ct5lp-hightpu", "tpu-v5-lite-podslice",
-        (1, 4, 8)),
-    "v5p": _Generation("v5p", "V5P", "v2-alpha-tpuv5", "ct5p-hightpu", "tpu-v5p-slice", (4,)),
+        "v5litepod", "TPUV5s{}Litepod", "v2-alpha-tpuv5-lite", "ct5lp-hightpu",
+        "tpu-v5-lite-podslice", (1, 4, 8)),
+    "v5p": _Generation(
+        "v5p", "TPUV5P{}", "v2-alpha-tpuv5", "ct5p-hightpu", "tpu-v5p-slice", (4,)),
     "v6e": _Generation(
-        "v6e", "V6E", "v2-alpha-tpuv6e", "ct6e-standard", "tpu-v6e-slice", (1, 4, 8)),
+        "v6e", "TPUV6E{}", "v2-alpha-tpuv6e", "ct6e-standard", "tpu-v6e-slice", (1, 4, 8)),
 }  # fmt: skip
 CHIPS_OF_A_HOST = 4  # of a slice of several hosts
 
@@ -114,7 +116,7 @@ def _slices() -> dict[str, Machine]:
                 hosts=hosts,
                 topology=topology,
                 api_type=f"{made.api_name}-{size}",
-                api_version=made.api_version,
+                quota=made.quota,
                 runtime=made.runtime,
                 machine_type=f"{made.machine}-{chips // hosts}t",
                 gke_label=made.gke_label,

@@ -4,16 +4,15 @@ at once.
 `local` asks nobody; `cloud` asks Google's APIs; `planned` asks the compiler what the run will need.
 """
 
-import dataclasses
 import difflib
 import json
-import re
+import posixpath
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from etils import epath
 
@@ -24,22 +23,14 @@ from biomedlm_jax.compilers.topologies import named
 from biomedlm_jax.config import Experiment
 from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.plan import DOES_NOT_FIT
-from launch import prices, spec
+from launch import buckets, prices, spec
 from launch.bundle import Bundle
+from launch.checks import Check, tried
 from launch.spec import Launch
 
 ROOT = Path(__file__).parent.parent
-CONTINENTS = {"us": "US", "northamerica": "US", "europe": "EU", "asia": "ASIA"}
 BYTES_OF_STATE = 12  # a parameter: itself and two moments, float32
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One line. verdict: "ok", "note" (unknown, or worth knowing), or "wrong"."""
-
-    name: str
-    verdict: Literal["ok", "note", "wrong"]
-    said: str
+BYTES_OF_TOKEN = 2  # in a store
 
 
 def local(
@@ -57,32 +48,33 @@ def local(
         slices = f"{launch.slices} x " if launch.slices > 1 else ""
         said = f"{launch.name}: {slices}{launch.accelerator}{zone}, {hosts}, {launch.capacity}"
         found.append(Check("names", "ok", said))
-        found.append(_tried("config", lambda: _config(launch, changes)))
-    found.append(_tried("versions", _versions))
+        found.append(tried("config", lambda: _config(launch, changes, bundle)))
+    found.append(tried("versions", _versions))
     left = bundle.diff or bundle.untracked
     found.append(Check("tree", "note" if left else "ok", bundle.described()))
     return found
 
 
 def cloud(
-    launch: Launch, experiment: Experiment, tpus: Any, bucket_location: Callable[[str], str]
+    launch: Launch,
+    experiment: Experiment,
+    tpus: Any,
+    limit: Callable[[str], int | None],
+    bucket_location: Callable[[str], str],
 ) -> list[Check]:
-    """Of what Google has, by its own word. tpus: of `tpu_api.Tpus`. bucket_location: of a bucket's
-    name; see `location`."""
+    """Of what Google has, by its own word. tpus: `tpu_api.Tpus`. limit: of `quotas.Quotas`.
+    bucket_location: of a bucket's name; see `buckets.location`."""
+    from launch import quotas  # of whose client launch.gke has no need
+
     checks: dict[str, Callable[[], Check]] = {
         "zone": lambda: _zone(launch, tpus.zones()),
         "accelerator": lambda: _accelerator(launch, tpus.accelerator_types()),
         "runtime": lambda: _runtime(launch, tpus.runtimes()),
+        "quota": lambda: quotas.check(launch, limit),
         "requests": lambda: _requests(launch, list(tpus.of_launch())),
     }
-    found = [_tried(name, check) for name, check in checks.items()]
-    found += stored(launch, experiment, bucket_location)
-    said = (
-        "not known before it is asked for: the Cloud TPU API does not tell. "
-        f"{launch.chips} chips of {launch.machine.kind} are needed; see IAM & Admin > Quotas of "
-        "the console"
-    )
-    return [*found, Check("quota", "note", said)]
+    found = [tried(name, check) for name, check in checks.items()]
+    return found + stored(launch, experiment, bucket_location)
 
 
 def stored(
@@ -92,16 +84,9 @@ def stored(
     checks: dict[str, Callable[[], Check]] = {
         "bucket": lambda: _bucket(launch, experiment, bucket_location),
         "workdir": lambda: _workdir(launch, experiment),
-        "data": lambda: _data(launch, experiment),
+        "data": lambda: _data(launch, experiment, bucket_location),
     }
-    return [_tried(name, check) for name, check in checks.items()]
-
-
-def near(region: str, location: str) -> bool:
-    """Whether reading from a bucket at `location` costs nothing in `region`: it is there, or on all
-    of the continent. Both in small letters."""
-    continent = CONTINENTS.get(region.split("-")[0], "")
-    return location in (region, continent.lower())
+    return [tried(name, check) for name, check in checks.items()]
 
 
 def planned(launch: Launch, changes: Sequence[str], experiment: Experiment) -> Check:
@@ -134,65 +119,13 @@ def planned(launch: Launch, changes: Sequence[str], experiment: Experiment) -> C
     return Check("plan", "ok", _predicted(launch, answer, price))
 
 
-def table(checks: Sequence[Check]) -> str:
-    width = max(len(check.name) for check in checks)
-    marks = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}
-    return "\n".join(f"{c.name:<{width}}  {marks[c.verdict]}  {c.said}" for c in checks)
-
-
-def conclude(checks: Sequence[Check]) -> None:
-    """Raises UserError where something is wrong, with all of it."""
-    wrong = [check.said for check in checks if check.verdict == "wrong"]
-    if wrong:
-        count = "1 thing is" if len(wrong) == 1 else f"{len(wrong)} things are"
-        listed = "".join(f"\n  * {said}" for said in wrong)
-        raise UserError(f"{count} wrong, and nothing was created:{listed}")
-
-
-def location(bucket: str) -> str:
-    """Where a bucket is, in small letters: a region, or as "us" or "nam4" several.
-
-    Raises:
-      UserError: there is none, or it may not be seen.
-    """
-    from google.api_core.exceptions import GoogleAPICallError
-    from google.auth.exceptions import GoogleAuthError
-    from google.cloud import storage
-
-    try:
-        return str(storage.Client().get_bucket(bucket, timeout=60).location).lower()
-    except GoogleAuthError as error:
-        raise UserError(f"gs://{bucket} can not be asked about without credentials") from error
-    except GoogleAPICallError as error:
-        raise UserError(
-            f"gs://{bucket}: {' '.join(str(error.message).split())[:200]}; make it with "
-            f"gcloud storage buckets create gs://{bucket} --location=REGION, or name another"
-        ) from error
-
-
-def credentials() -> Check:
-    """Whether there are any; what they are is not shown."""
-    import google.auth
-    from google.auth.exceptions import GoogleAuthError
-
-    from launch import tpu_api
-
-    try:
-        google.auth.default()
-    except GoogleAuthError as error:
-        return Check("credentials", "wrong", tpu_api.no_credentials(error))
-    return Check("credentials", "ok", "found")
-
-
-def _tried(name: str, check: Callable[[], Check]) -> Check:
-    try:
-        return check()
-    except (UserError, OSError) as error:
-        return Check(name, "wrong", str(error))
-
-
-def _config(launch: Launch, changes: Sequence[str]) -> Check:
+def _config(launch: Launch, changes: Sequence[str], bundle: Bundle) -> Check:
     experiment = spec.experiment(launch, changes)
+    if posixpath.normpath(launch.config) not in bundle.files:
+        raise UserError(
+            f"--config={launch.config} is no file that git tracks, and hosts get those alone; "
+            f"git add {launch.config}"
+        )
     axes = mesh.sizes(experiment.mesh, launch.chips)
     mesh.check(experiment, axes)
     if axes["data"] % launch.slices:
@@ -249,15 +182,9 @@ def _bucket(launch: Launch, experiment: Experiment, where: Callable[[str], str])
         )
     if not launch.bucket:
         return Check("bucket", "note", f"{launch.workdir} is a folder, which all hosts must share")
-    found = where(launch.bucket)
-    if near(launch.region, found):
-        return Check("bucket", "ok", f"gs://{launch.bucket} is in {found}")
-    said = (
-        f"gs://{launch.bucket} is in {found}, the chips in {launch.region}: {_crossing(experiment)}"
+    return buckets.placed(
+        launch, f"--workdir={launch.workdir}", "bucket", where, _crossing(experiment)
     )
-    if launch.cross_region:
-        return Check("bucket", "note", said)
-    raise UserError(f"{said}; take a bucket in {launch.region}, or say --cross_region")
 
 
 def _crossing(experiment: Experiment) -> str:
@@ -286,7 +213,7 @@ def _workdir(launch: Launch, experiment: Experiment) -> Check:
     return Check("workdir", "ok", f"{launch.workdir} goes on from step {step:,}")
 
 
-def _data(launch: Launch, experiment: Experiment) -> Check:
+def _data(launch: Launch, experiment: Experiment, where: Callable[[str], str]) -> Check:
     place = experiment.task.benchmarks if experiment.task else experiment.data.store
     name = "config.task.benchmarks" if experiment.task else "config.data.store"
     if in_cloud(launch.workdir) and not in_cloud(place):
@@ -294,9 +221,23 @@ def _data(launch: Launch, experiment: Experiment) -> Check:
             f"{name}={place} is a folder of this machine, which hosts do not have; copy it to "
             f"gs://{launch.bucket} and name it there"
         )
+    check = Check("data", "ok", place)
+    if in_cloud(place) and not place.startswith(f"gs://{launch.bucket}/"):
+        check = buckets.placed(launch, f"{name}={place}", "data", where, _reading(experiment))
     if not experiment.task and not (epath.Path(place) / "manifest.json").exists():
         raise UserError(f"{name}={place} is no store: it has no manifest.json; see data.build")
-    return Check("data", "ok", place)
+    return check
+
+
+def _reading(experiment: Experiment) -> str:
+    """What the tokens of a run cost between regions."""
+    tokens = experiment.run.steps * experiment.data.batch * experiment.model.context
+    size = tokens * BYTES_OF_TOKEN / 1e9
+    return (
+        f"all that the run reads is {size:,.1f} GB and costs at least "
+        f"${size * prices.EGRESS_GB:,.2f} between regions (${prices.EGRESS_GB} a GB, more between "
+        "continents)"
+    )
 
 
 def _requests(launch: Launch, attempts: list[int]) -> Check:
@@ -319,11 +260,3 @@ def _predicted(launch: Launch, answer: dict[str, Any], price: float) -> str:
         f"${hours * launch.chips * price:,.0f} at ${price:.2f} a chip-hour ({whose}{spot}); "
         "predicted, nothing was measured"
     )
-
-
-def confirmed(question: str) -> bool:
-    """Whether a person says yes; no where nobody is there."""
-    try:
-        return bool(re.fullmatch(r"y(es)?", input(f"{question} [y/N] ").strip(), re.IGNORECASE))
-    except EOFError:
-        return False

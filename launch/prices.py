@@ -9,7 +9,6 @@ day and is in no table: at most as much, mostly a third of it or less.
 from launch.machines import Machine
 
 AS_OF = "2025"
-SOURCE = "cloud.google.com/tpu/pricing and cloud.google.com/compute/gpus-pricing"
 CHIP_HOUR = {
     "v4": 3.22,
     "v5e": 1.20,
@@ -20,11 +19,26 @@ CHIP_HOUR = {
     "a100-40": 3.67,
     "l4": 1.00,
 }
-EGRESS_GB = (
-    0.02  # dollars, from one region of a continent to another; between continents up to 0.14
-)
+# Dollars of a GB that leaves its region or multi-region: on one continent, as of "Cloud Storage
+# pricing"; between continents up to 0.14.
+EGRESS_GB = 0.02
+# Dollars of an hour of a batch worker of Dataflow in US regions: of a vCPU, of a GB of memory, of a
+# GB of disk, as of "Dataflow pricing".
+WORKER_VCPU, WORKER_GB, WORKER_DISK_GB = 0.056, 0.003557, 0.000054
+GB_OF_VCPU = {"standard": 4, "highmem": 8, "highcpu": 1}  # of a machine type's second part
 
 
 def chip_hour(machine: Machine, price: float = 0.0) -> float:
     """Dollars of a chip-hour. price: the user's own; 0 is the list price."""
     return price or CHIP_HOUR[machine.kind]
+
+
+def worker_hour(machine_type: str, disk_gb: int) -> float | None:
+    """Dollars of an hour of a Dataflow worker; None of a machine type that is not named by its
+    number of processors, as n2-standard-8 is."""
+    _, kind, count = [*machine_type.split("-"), "", ""][:3]
+    if kind not in GB_OF_VCPU or not count.isdecimal():
+        return None
+    cpus = int(count)
+    memory = cpus * GB_OF_VCPU[kind] * WORKER_GB
+    return cpus * WORKER_VCPU + memory + disk_gb * WORKER_DISK_GB

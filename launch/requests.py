@@ -11,9 +11,9 @@ except ImportError as missing:
         f"error: launch.tpu needs google-cloud-tpu ({missing}): pip install it"
     ) from None
 
+from launch.login import SCOPE
 from launch.spec import Launch
 
-SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 RUN, WORKDIR = "biomedlm-run", "biomedlm-workdir"  # labels of nodes: `labels`
 SCRIPT = "startup-script"
 

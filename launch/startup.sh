@@ -29,8 +29,11 @@ else
   exec >>"$LOG" 2>&1
 fi
 
-# --- This host, as the metadata server knows it; every request is tried for half a minute ----------
-curl_() { curl --silent --show-error --fail --retry 5 --retry-connrefused --retry-delay 2 "$@"; }
+# --- This host, as the metadata server knows it; every request is tried for some ten seconds -------
+curl_() {
+  curl --silent --show-error --fail --connect-timeout 10 --max-time 300 --retry 5 --retry-delay 2 \
+    --retry-all-errors "$@"
+}
 metadata() {
   curl_ -H "Metadata-Flavor: Google" \
     "http://${GCE_METADATA_IP:-metadata.google.internal}/computeMetadata/v1/instance/$1"
@@ -71,7 +74,7 @@ put() { # FILE PLACE
 }
 there() { # PLACE
   case $1 in
-    gs://*) authorized -o /dev/null "$STORAGE/storage/v1/b/$(object "$1")" 2>/dev/null ;;
+    gs://*) authorized --retry 0 -o /dev/null "$STORAGE/storage/v1/b/$(object "$1")" 2>/dev/null ;;
     *) [ -e "$1" ] ;;
   esac
 }
@@ -80,14 +83,22 @@ there() { # PLACE
 save_log() { put "$LOG" "$PLACE/logs/$ATTEMPT/$NAME.log"; }
 # shellcheck disable=SC2317,SC2329 # the trap calls it
 end() {
-  local code=$?
-  trap - EXIT TERM
+  local code=$? began=$SECONDS
+  trap - EXIT
+  trap '' TERM # a machine that goes has said so already, and ends this when it must
   [ -z "${follower:-}" ] || kill "$follower" 2>/dev/null || true
   echo "host $NAME of $ATTEMPT ends with code $code"
   printf '{"host": "%s", "code": %d, "time": %d}\n' "$NAME" "$code" "$(date +%s)" \
     >"$HOME_FOLDER/$ATTEMPT.json"
   save_log || echo "the log could not be saved"
-  put "$HOME_FOLDER/$ATTEMPT.json" "$PLACE/ends/$ATTEMPT/$NAME.json"
+  # Without this record a slice stays, and costs, until somebody looks; a pod needs none.
+  until put "$HOME_FOLDER/$ATTEMPT.json" "$PLACE/ends/$ATTEMPT/$NAME.json"; do
+    if [ -n "${SHOW:-}" ] || [ $((SECONDS - began)) -gt 1200 ]; then
+      echo "how it ended could not be saved"
+      break
+    fi
+    sleep 5
+  done
   exit "$code"
 }
 trap 'exit 75' TERM # preempted before there is a run; else bash would end with 0

@@ -13,7 +13,7 @@ does.
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
@@ -21,99 +21,98 @@ from etils import epath
 
 from biomedlm_jax import entry, journal, saves
 from biomedlm_jax.entry import UserError
-from launch import bundle, preflight, requests, spec, startup, tpu_api, watch
+from launch import (
+    buckets,
+    bundle,
+    leftovers,
+    login,
+    preflight,
+    requests,
+    spec,
+    startup,
+    tpu_api,
+    watch,
+)
+from launch.checks import Check, conclude, confirmed, table
+from launch.lifecycle import Run
 from launch.logs import Logs
-from launch.preflight import Check
+from launch.quotas import Quotas
 from launch.spec import Launch
 from launch.tpu_api import Tpus
-from launch.watch import Shipped, Watcher
+from launch.watch import Shipped, Watched, Watcher
 
 COMMANDS = ("create", "run", "status", "logs", "stop", "delete")
-INTERRUPTED = 130  # exit code of a program that Ctrl-C ends
 ROOT = Path(__file__).parent.parent
+
+
+def problems(launch: Launch) -> list[str]:
+    """What Cloud TPU would refuse of a launch whose accelerator is one, one line each."""
+    if launch.machine.tpu:
+        return []
+    return [
+        f"--accelerator={launch.accelerator} is no TPU; GPUs are launch.gke's and launch.slurm's"
+    ]
 
 
 def create(launch: Launch, changes: list[str], watching: bool) -> None:
     """Asks for slices; with `watching`, stays until the run is over."""
     given, packed = flags.FLAGS, bundle.make(ROOT)
-    checks = preflight.local(launch, changes, packed)
+    found = preflight.local(launch, changes, packed)
+    if found[0].verdict == "ok":  # its accelerator is one
+        found += [Check("accelerator", "wrong", said) for said in problems(launch)]
     shipped = Shipped(changes, packed.path(launch.place), packed.sha256)
     if given.dry_run:
-        preflight.conclude(checks)
+        conclude(found)
         print(dry_create(launch, shipped))
         return
     tpus = None
-    if all(check.verdict != "wrong" for check in checks):
-        tpus = _checked(launch, changes, checks)
-    print(preflight.table(checks), flush=True)
-    preflight.conclude(checks)
+    if all(check.verdict != "wrong" for check in found):
+        tpus = _checked(launch, changes, found)
+    print(table(found), flush=True)
+    conclude(found)
     assert tpus is not None
-    if not tpus.of_launch() and not given.yes and not preflight.confirmed("Create it?"):
+    if not tpus.of_launch() and not given.yes and not confirmed("Create it?"):
         raise UserError("nothing was created, for nobody said yes; --yes says so beforehand")
     with watch.alone(launch) as lock:
         (epath.Path(launch.place) / startup.STOP).unlink(missing_ok=True)
         bundle.upload(packed, launch.place)
-        with naming_what_is_left(launch, tpus):
+        with leftovers.named(launch, tpus, delete=given.delete_on_interrupt):
             watcher = Watcher(launch, shipped, tpus)
             run = watcher.until_over(lock, created=not watching)
-    if run.phase != "over":
-        print(f"{watcher.identifier} is asked for. Nobody watches it: python -m launch.tpu run "
-              f"with the same flags does. To end it: {watch.delete_command(launch)}")  # fmt: skip
+    if run.phase == "over":
+        report(run)
         return
-    if run.outcome not in ("done", "stopped"):
-        raise UserError(f"given up, and nothing is left running: {run.outcome}")
-    print("the run is done" if run.outcome == "done" else "the run has saved and stopped")
+    print(f"{watcher.identifier} is asked for. Nobody watches it: python -m launch.tpu run with "
+          f"the same flags does. To end it: {leftovers.delete_command(launch)}")  # fmt: skip
 
 
-def _checked(launch: Launch, changes: list[str], checks: list[Check]) -> Tpus | None:
-    """Adds to `checks` what the cloud and the plan say."""
+def report(run: Run) -> None:
+    """Says how a run that is over ended. Raises UserError where that was not as it should."""
+    match run.outcome:
+        case "done":
+            print("the run is done, and nothing is left running")
+        case "stopped":
+            print("the run has saved and stopped, and nothing is left running")
+        case "withdrawn":
+            print(f"nothing ran, and nothing is asked for; the newest checkpoint is of step "
+                  f"{run.saved}")  # fmt: skip
+        case why:
+            raise UserError(f"given up, and nothing is left running: {why}")
+
+
+def _checked(launch: Launch, changes: list[str], found: list[Check]) -> Tpus | None:
+    """Adds to `found` what the cloud and the plan say."""
     if not tpu_api.elsewhere():
-        checks.append(preflight.credentials())
-        if checks[-1].verdict == "wrong":
+        found.append(login.credentials())
+        if found[-1].verdict == "wrong":
             return None
     tpus, experiment = Tpus(launch), spec.experiment(launch, changes)
-    checks += preflight.cloud(launch, experiment, tpus, preflight.location)
+    where = buckets.location(launch.project)
+    found += preflight.cloud(launch, experiment, tpus, Quotas(launch).limit, where)
     if flags.FLAGS.plan:
         print("planning the run, about a minute; --noplan leaves it out", file=sys.stderr)
-        checks.append(preflight.planned(launch, changes, experiment))
+        found.append(preflight.planned(launch, changes, experiment))
     return tpus
-
-
-@contextlib.contextmanager
-def naming_what_is_left(launch: Launch, tpus: Tpus) -> Iterator[None]:
-    """Whatever ends the block otherwise than well, what still costs money is said, or deleted where
-    --delete_on_interrupt says so."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if flags.FLAGS.delete_on_interrupt:
-            print("\ninterrupted; deleting what is there (--delete_on_interrupt)", flush=True)
-            try:
-                _delete(launch, tpus, time.sleep)
-            except (Exception, KeyboardInterrupt):
-                print(f"\nnot all is deleted; {left(launch, tpus)}", file=sys.stderr, flush=True)
-                raise
-        else:
-            print(f"\ninterrupted; {left(launch, tpus)}", file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED)
-    except Exception:
-        print(left(launch, tpus), file=sys.stderr, flush=True)
-        raise
-
-
-def left(launch: Launch, tpus: Tpus) -> str:
-    """What is there, what it costs, and the command that deletes it."""
-    command = f"to end it:\n  {watch.delete_command(launch)}"
-    try:
-        names = [one.name for one in tpus.of_launch().values()]
-    except UserError as error:
-        return f"requests by the name {launch.name}-aN may be there ({error}); {command}"
-    if not names:
-        return "nothing is left running"
-    return (
-        f"{', '.join(names)} goes on without this command; {watch.costs(launch)}; the same command "
-        f"watches it again; {command}"
-    )
 
 
 def dry_create(launch: Launch, shipped: Shipped) -> str:
@@ -128,6 +127,7 @@ def dry_create(launch: Launch, shipped: Shipped) -> str:
             + requests.shown(requests.create(launch, identifier, script)),
             f"# looked at every {launch.poll_seconds:g} s\n"
             + requests.shown(requests.get(launch, identifier))
+            + "\n" + requests.shown(requests.list_all(launch))
             + "\n" + requests.shown(requests.list_nodes(launch)),
             f"# when it is lost or over\n{requests.shown(requests.delete(launch, identifier))}",
             f"# each of {launch.hosts} hosts runs, in the end\n"
@@ -156,11 +156,11 @@ def status(launch: Launch) -> None:
         for host, code in sorted(ends.items()):
             print(f"  host {host} has ended with code {code}")
     if there:
-        print(watch.costs(launch))
+        print(leftovers.costs(launch))
     print(f"newest checkpoint  {max(saves.steps_in(workdir), default=0):,}")
     if (share := watch.goodput_of(launch)) is not None:
         print(f"goodput  {share:.1%} of the time since the run began went into steps that count")
-    for line in journal.read(epath.Path(launch.place) / watch.EVENTS)[-10:]:
+    for line in journal.read(epath.Path(launch.place) / leftovers.EVENTS)[-10:]:
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(line.pop("time")))
         facts = "  ".join(f"{name} {value}" for name, value in line.items() if value is not None)
         print(f"{moment} UTC  {facts}")
@@ -193,60 +193,64 @@ def stop(launch: Launch) -> None:
         print(f"write: {file}\nthen, when hosts have saved and ended:")
         print(requests.shown(requests.delete(launch, requests.attempt_id(launch, 1))))
         return
+    if not file.parent.exists():
+        raise UserError(f"--workdir={launch.workdir} has no run of launch.tpu: {file.parent} is "
+                        "not there")  # fmt: skip
     tpus = Tpus(launch)
-    if not tpus.of_launch():
-        print(f"nothing runs by the name {launch.name}")
-        return
+    # Before anybody looks: a launcher that waits between two attempts asks for nothing more.
     file.write_text("by launch.tpu stop\n")
-    print(f"hosts see {file} within {launch.poll_seconds:g} s, save and end", flush=True)
     try:
-        with watch.alone(launch) as lock, naming_what_is_left(launch, tpus):
-            run = Watcher(launch, Shipped([], "", ""), tpus).until_over(lock)
-    except UserError as error:
-        if "another launcher" not in str(error):
-            raise
-        print("the launcher that watches it then deletes its slices")
+        with watch.alone(launch) as lock:
+            if not tpus.of_launch() and not leftovers.asked_for(launch)[0]:
+                file.unlink()
+                print(f"nothing runs by the name {launch.name}")
+                return
+            print(f"hosts see {file} within {launch.poll_seconds:g} s, save and end", flush=True)
+            with leftovers.named(launch, tpus):
+                run = Watcher(launch, Shipped([], "", ""), tpus).until_over(lock)
+    except Watched as watched:
+        print(f"{watched}. It sees {file} within {launch.poll_seconds:g} s, as hosts do; they save "
+              "and end, and it deletes their slices")  # fmt: skip
         return
-    print(f"over: {run.outcome}; nothing is left running")
+    report(run)
 
 
-def delete(launch: Launch, sleep: Callable[[float], None] = time.sleep) -> None:
+def delete(launch: Launch) -> None:
+    """Ends all at once, and tells a launcher that watches to ask for nothing more."""
     if flags.FLAGS.dry_run:
         print(requests.shown(requests.list_all(launch)))
         print(f"then for each of {launch.name}-aN:")
         print(requests.shown(requests.delete(launch, requests.attempt_id(launch, 1))))
         return
-    tpus = Tpus(launch)
+    tpus, (asked, _) = Tpus(launch), leftovers.asked_for(launch)
     names = [requests.attempt_id(launch, number) for number in tpus.of_launch()]
+    if not names and asked:
+        names = [asked]
+    question = f"Delete {', '.join(names)}? What was not saved is lost; stop saves first."
+    if names and not flags.FLAGS.yes and not confirmed(question):
+        raise UserError("nothing was deleted, for nobody said yes; --yes says so beforehand")
+    with contextlib.ExitStack() as stack:
+        try:
+            if epath.Path(launch.place).exists():
+                stack.enter_context(watch.alone(launch))
+        except Watched as watched:
+            print(f"{watched}. It is told to ask for nothing more", flush=True)
+            (epath.Path(launch.place) / startup.STOP).write_text("by launch.tpu delete\n")
+        except UserError as error:  # what costs money goes first
+            print(f"{error}; deleting all the same", file=sys.stderr, flush=True)
+        with leftovers.named(launch, tpus):
+            leftovers.delete_all(launch, tpus)
     if not names:
         print(f"no request by the name {launch.name} is in {launch.zone} of {launch.project}")
-        return
-    question = f"Delete {', '.join(names)}? What was not saved is lost; stop saves first."
-    if not flags.FLAGS.yes and not preflight.confirmed(question):
-        raise UserError("nothing was deleted, for nobody said yes; --yes says so beforehand")
-    _delete(launch, tpus, sleep)
-
-
-def _delete(launch: Launch, tpus: Tpus, sleep: Callable[[float], None]) -> None:
-    for number in tpus.of_launch():
-        identifier = requests.attempt_id(launch, number)
-        tpus.delete(identifier)
-        while tpus.get(identifier) is not None:
-            sleep(min(launch.poll_seconds, 5.0))
-        print(f"{identifier} is deleted", flush=True)
 
 
 def main(command: str, changes: list[str]) -> None:
     launch = spec.from_flags()
-    if launch.accelerator and not launch.machine.tpu:
-        raise UserError(
-            f"--accelerator={launch.accelerator} is no TPU; GPUs are launch.gke's and "
-            "launch/slurm.sh's"
-        )
     if command in ("create", "run"):
         create(launch, changes, watching=command == "run")
         return
-    if wrong := [said for said in spec.problems(launch) if not said.startswith("--config ")]:
+    wrong = [said for said in spec.problems(launch) if not said.startswith("--config ")]
+    if wrong or (wrong := problems(launch)):
         raise UserError("\n  ".join(wrong))
     {"status": status, "logs": logs, "stop": stop, "delete": delete}[command](launch)
 

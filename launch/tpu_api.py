@@ -21,7 +21,7 @@ from google.cloud import tpu_v2alpha1 as tpu
 from google.cloud.tpu_v2alpha1.services.tpu.transports import TpuGrpcTransport
 
 from biomedlm_jax.entry import UserError
-from launch import refusals, requests
+from launch import login, refusals, requests
 from launch.spec import Launch
 
 ENDPOINT = "BIOMEDLM_TPU_ENDPOINT"
@@ -33,6 +33,10 @@ class StockOut(UserError):  # noqa: N818 (it may go well later)
 
 class Unanswered(UserError):  # noqa: N818
     """Errors that pass have not passed for `Patience.whole`."""
+
+
+class NotNow(UserError):  # noqa: N818
+    """It can not be done in the state in which the thing is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Tpus:
         try:
             self.client = tpu.TpuClient(transport=_transport())
         except GoogleAuthError as error:
-            raise UserError(no_credentials(error)) from error
+            raise UserError(login.refused(error)) from error
 
     def create(self, identifier: str, script: str) -> None:
         """Returns when the request is in the queue.
@@ -100,11 +104,13 @@ class Tpus:
         except exceptions.NotFound:
             return None
 
-    def of_launch(self) -> dict[int, tpu.QueuedResource]:
+    def of_launch(self, strict: bool = True) -> dict[int, tpu.QueuedResource]:
         """{attempt: request} of what is there by this launch's name, the oldest first.
 
+        strict: another run's of the same name are not passed over.
+
         Raises:
-          UserError: also where one of them is another run's, of the same name.
+          UserError: with `strict`, also where there is one of another run.
         """
         pager = self._call(
             "list queued resources",
@@ -116,6 +122,8 @@ class Tpus:
         )
         numbers = {requests.number_of(self.launch, one.name): one for one in pager}
         found = {number: numbers[number] for number in sorted(n for n in numbers if n is not None)}
+        if not strict:
+            return {n: one for n, one in found.items() if not requests.foreign(self.launch, one)}
         for one in found.values():
             self._check_own(one)
         return found
@@ -139,7 +147,8 @@ class Tpus:
         return [node for node in pager if _same(node.queued_resource, owner)]
 
     def delete(self, identifier: str) -> None:
-        """Begins to delete a request and its nodes; nothing where there is none."""
+        """Begins to delete a request and its nodes; nothing where there is none. One that can not
+        go in its present state stays, which is said: whoever wants it gone looks and asks again."""
         try:
             self._call(
                 f"delete {identifier}",
@@ -150,6 +159,8 @@ class Tpus:
             )
         except exceptions.NotFound:
             return
+        except NotNow as error:
+            print(f"{error}; trying again later", file=sys.stderr, flush=True)
 
     def zones(self) -> list[str]:
         """That have TPUs."""
@@ -205,20 +216,12 @@ class Tpus:
 
     def _refused(self, doing: str, error: Exception) -> NoReturn:
         if isinstance(error, GoogleAuthError):
-            raise UserError(no_credentials(error)) from error
+            raise UserError(login.refused(error)) from error
         number, message = code(error), words(error)
         said = f"could not {doing} in {self.launch.zone} of {self.launch.project}: {message}"
-        kinds = {"stock-out": StockOut, "passing": Unanswered}
+        kinds = {"stock-out": StockOut, "passing": Unanswered, "not now": NotNow}
         made = kinds.get(refusals.kind(number, message), UserError)
         raise made(f"{said}; {refusals.advice(number, message)}") from error
-
-
-def no_credentials(error: Exception) -> str:
-    return (
-        f"there are no credentials for Google Cloud ({' '.join(str(error).split())[:200]}); log in "
-        "with gcloud auth application-default login, or let GOOGLE_APPLICATION_CREDENTIALS name "
-        "the file of a service account"
-    )
 
 
 def code(error: Exception) -> int:

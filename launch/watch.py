@@ -16,15 +16,15 @@ from etils import epath
 from biomedlm_jax import journal, saves
 from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.journal import Journal
-from biomedlm_jax.lock import COUNTS, Lock
+from biomedlm_jax.lock import COUNTS, Lock, Unrenewed
 from biomedlm_jax.reports import record, times
-from launch import lifecycle, prices, requests, startup
-from launch.lifecycle import Action, Policy, Run, Seen
+from launch import lifecycle, requests, startup
+from launch.leftovers import EVENTS, costs
+from launch.lifecycle import AGAIN, Policy, Run, Seen
 from launch.logs import Logs
 from launch.spec import Launch
 from launch.tpu_api import StockOut, Tpus, Unanswered
 
-EVENTS = "events.jsonl"
 LOST_NODES = ("PREEMPTED", "TERMINATED", "STOPPED", "STOPPING", "UNKNOWN")
 ILL_NODES = ("TIMEOUT", "UNHEALTHY_TENSORFLOW", "UNHEALTHY_MAINTENANCE")
 
@@ -55,12 +55,17 @@ def policy(launch: Launch) -> Policy:
     )
 
 
+class Watched(UserError):  # noqa: N818 (all is well)
+    """Another launcher watches over this run."""
+
+
 @contextlib.contextmanager
 def alone(launch: Launch) -> Iterator[Lock]:
     """No other launcher of this run until the block ends.
 
     Raises:
-      UserError: there is one.
+      Watched: there is one.
+      UserError: the folder can not be written.
     """
     lock = Lock(launch.place)
     try:
@@ -69,7 +74,7 @@ def alone(launch: Launch) -> Iterator[Lock]:
         if "in use by another run" not in str(error):
             raise
         who = str(error).partition("another run: ")[2]
-        raise UserError(
+        raise Watched(
             f"another launcher watches the run in {launch.workdir}: {who}. One is enough: "
             f"python -m launch.tpu status and logs go beside it"
         ) from error
@@ -99,7 +104,8 @@ class Watcher:
         self.journal = Journal(self.place / EVENTS)
         self.logs = Logs(launch.place, say)
         self.known: dict[str, Any] = {"saved": 0, "stopping": False}
-        self.unread: set[str] = set()  # what could not be read, and that was said
+        self.away: set[str] = set()  # of the run's folder, what is out of reach, which was said
+        self.told: dict[str, float] = {}  # when others than the newest request were told to go
         self.run = self._found()
 
     @property
@@ -111,36 +117,49 @@ class Watcher:
         """Watches until nothing more is to be done. created: returns when a request is there.
 
         Raises:
-          UserError: the API refuses something; or the lock is lost.
+          UserError: the API refuses something; or the lock is another's.
         """
         while True:
-            try:
-                action = self._once()
-            except Unanswered as error:  # slices go on without the API, and so does this
-                self.say(f"{error}; watching on")
-                action = "wait"
+            if lock is None or self._holds(lock):
+                try:
+                    self._once()
+                except Unanswered as error:  # slices go on without the API, and so does this
+                    self.say(f"{error}; watching on")
             if self.run.phase == "over":
                 return self.run
             if created and self.run.phase in ("requested", "running"):
                 return self.run
-            if lock is not None:
-                lock.check()
-            if action != "create":
-                self.sleep(self._pause())
+            self.sleep(self._pause())
 
-    def _once(self) -> Action:
+    def _holds(self, lock: Lock) -> bool:
+        """Whether nobody else can be watching; where that is not known, nothing is done."""
+        try:
+            lock.check()
+        except Unrenewed as error:
+            self._out_of_reach("lease", error)
+            return False
+        self.away.discard("lease")
+        return True
+
+    def _once(self) -> None:
         seen, before = self.look(), self.run
         self.run, action = lifecycle.step(self.policy, before, seen, self.clock())
         self._tell(before, seen)
-        if action == "create":
-            self._create(seen)
-        elif action == "delete":
-            self.tpus.delete(self.identifier)
-        return action
+        match action:
+            case "create":
+                self._create(seen)
+            case "delete":
+                self.tpus.delete(self.identifier)
+            case "clear":
+                self._clear(seen)
 
     def look(self) -> Seen:
         """What is to be seen now."""
         state, error, lost, ill = "", (0, ""), "", ""
+        there = self.tpus.of_launch(strict=False)
+        others = {number: one.state.state.name for number, one in there.items()}
+        if self.run.phase != "waiting":
+            others.pop(self.run.attempt, None)
         if self.run.phase != "waiting" and self.run.attempt:
             request = self.tpus.get(self.identifier)
             if request is not None:
@@ -149,27 +168,32 @@ class Watcher:
                 error = (failed.code, failed.message)
             if state in ("ACTIVE", "PROVISIONING"):
                 lost, ill = self._nodes()
-        ends: dict[str, int] = {}
+        ends, heard = dict[str, int](), None
         with self._reading("logs"):
             self.logs.show(self.identifier)
-        with self._reading("state of the run"):
+            heard = self.logs.heard(self.identifier)
+        with self._reading("state"):
             ends = ended_hosts(self.launch, self.identifier)
             self.known["stopping"] = (self.place / startup.STOP).exists()
             self.known["saved"] = max(saves.steps_in(epath.Path(self.launch.workdir)), default=0)
-        return Seen(state, error, lost, ill, ends, self.logs.heard(self.identifier), **self.known)
+        return Seen(state, error, lost, ill, ends, heard, others, **self.known)
 
     def _pause(self) -> float:
-        if self.run.phase == "waiting":
-            return min(max(self.run.until - self.clock(), 0.0), self.launch.poll_seconds)
-        return self.launch.poll_seconds
+        until = self.run.until - self.clock() if self.run.phase == "waiting" else 0.0
+        return min(until, self.launch.poll_seconds) if until > 0 else self.launch.poll_seconds
 
     def _create(self, seen: Seen) -> None:
         identifier = requests.attempt_id(self.launch, self.run.attempt + 1)
         script = self.shipped.script(self.launch, identifier)
-        # Written first, so that whatever happens now, the name is on record.
-        self._event("request", attempt=self.run.attempt + 1, name=identifier, **self._facts(seen))
+        number, facts = self.run.attempt + 1, self._facts(seen)
+        # Written first, so that whatever happens now, the name is on record, and never used again:
+        # hosts that ended under it have left their records.
+        if not self._event("request", attempt=number, name=identifier, **facts):
+            return
         try:
             self.tpus.create(identifier, script)
+        except Unanswered as error:  # but it may have been done
+            self.say(f"{error}; looking whether it is there")
         except StockOut as why:
             self.run = lifecycle.not_created(
                 self.policy, self.run, seen.saved, str(why), self.clock()
@@ -177,8 +201,20 @@ class Watcher:
             self._event("lost", attempt=self.run.attempt, why=str(why), **self._facts(seen))
             self._announce()
             return
+        except UserError as why:
+            self._event("refused", attempt=number, why=str(why), **facts)
+            raise
         self.run = lifecycle.created(self.run, seen.saved, self.clock())
         self.say(f"asked for {requests.path(self.launch, identifier)}; {costs(self.launch)}")
+
+    def _clear(self, seen: Seen) -> None:
+        for number, state in seen.others.items():
+            identifier, now = requests.attempt_id(self.launch, number), self.clock()
+            if state == "DELETING" or now - self.told.get(identifier, -AGAIN) < AGAIN:
+                continue
+            self.say(f"{identifier} is left of another attempt; deleting it")
+            self.tpus.delete(identifier)
+            self.told[identifier] = now
 
     def _tell(self, before: Run, seen: Seen) -> None:
         """Records and says what has changed."""
@@ -216,9 +252,16 @@ class Watcher:
             goodput = goodput_of(self.launch)
         return {"saved": seen.saved, "failures": self.run.failures, "goodput": goodput}
 
-    def _event(self, kind: str, **facts: Any) -> None:
-        self.journal.write({"event": kind, "time": round(self.clock(), 3), **facts})
-        self.journal.flush()
+    def _event(self, kind: str, **facts: Any) -> bool:
+        """Whether it is on record; else it will be with the next."""
+        try:
+            self.journal.write({"event": kind, "time": round(self.clock(), 3), **facts})
+            self.journal.flush()
+        except UserError as error:
+            self._out_of_reach("record", error)
+            return False
+        self.away.discard("record")
+        return True
 
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[None]:
@@ -226,14 +269,17 @@ class Watcher:
         was read before counts on. The slices do not need this process."""
         try:
             yield
-            self.unread.discard(what)
+            self.away.discard(what)
         except Exception as error:
             if not (isinstance(error, OSError) or saves.unanswered(error)):
                 raise
-            if what not in self.unread:
-                reason = " ".join(str(error).split())[:200]
-                self.say(f"the {what} can not be read now ({reason}); watching on")
-            self.unread.add(what)
+            self._out_of_reach(what, error)
+
+    def _out_of_reach(self, what: str, error: Exception) -> None:
+        if what not in self.away:
+            reason = " ".join(str(error).split())[:200]
+            self.say(f"the {what} of the run is out of reach now ({reason}); watching on")
+        self.away.add(what)
 
     def _nodes(self) -> tuple[str, str]:
         """(a node that is lost, one that is ill), each in words or ""."""
@@ -256,16 +302,17 @@ class Watcher:
         if lines and lines[-1]["event"] == "over":
             last["failures"] = 0  # a person has begun again
         there = self.tpus.of_launch()
-        attempt = max([last["attempt"], *there])
+        used = [requests.number_of(self.launch, name) or 0 for name in self.logs.attempts()]
+        attempt = max([last["attempt"], *used, *there])
         run = Run("waiting", attempt, now, failures=last["failures"], saved=last["saved"])
-        for number in list(there)[:-1]:
-            identifier = requests.attempt_id(self.launch, number)
-            self.say(f"{identifier} is left of an earlier attempt; deleting it")
-            self.tpus.delete(identifier)
-        if not there:
-            return run
-        self.say(f"{requests.path(self.launch, self.launch.name)}-a{attempt} is there already")
-        return dataclasses.replace(run, phase="requested")
+        newest = there.get(attempt)
+        if newest is not None and newest.state.state.name != "DELETING":
+            self.say(f"{newest.name} is there already")
+            return dataclasses.replace(run, phase="requested", known=True)
+        if newest is None and lines and lines[-1]["event"] == "request":
+            # Whoever asked for it was interrupted; it is looked for.
+            return dataclasses.replace(run, phase="requested", since=lines[-1]["time"])
+        return run
 
 
 def ended_hosts(launch: Launch, identifier: str) -> dict[str, int]:
@@ -284,20 +331,3 @@ def goodput_of(launch: Launch) -> float | None:
         return times.goodput(record.read(epath.Path(launch.workdir)))
     except UserError:  # it has not begun
         return None
-
-
-def costs(launch: Launch) -> str:
-    """Of an hour, for people."""
-    price = prices.chip_hour(launch.machine, launch.price)
-    whose = "--price" if launch.price else "the list price"
-    most = "at most " if launch.capacity == "spot" else ""
-    hour = price * launch.chips
-    return f"{launch.chips} chips cost {most}${hour:,.2f} an hour at {whose}"
-
-
-def delete_command(launch: Launch) -> str:
-    """That ends all by this launch's name."""
-    return (
-        f"python -m launch.tpu delete --name={launch.name} --project={launch.project} "
-        f"--zone={launch.zone} --accelerator={launch.accelerator} --workdir={launch.workdir}"
-    )

@@ -1,9 +1,10 @@
-"""Cloud TPU on this machine: a gRPC server that speaks google.cloud.tpu.v2alpha1 with the client
-library's own messages, and hosts that are processes here and run the very startup script.
+"""Cloud TPU on this machine: a gRPC server that speaks google.cloud.tpu.v2alpha1, and of Cloud
+Quotas what is asked, with the client libraries' own messages, and hosts that are processes here and
+run the very startup script.
 
-Time passes by questions: at each GetQueuedResource a request comes to its next state, so that tests
-do not depend on clocks. What goes wrong is said beforehand (`fail`, `lose`, `plans`) or done
-(`preempt`).
+Time passes by questions: at each GetQueuedResource a request comes to its next state, and one that
+is to go is gone after it was listed, so that tests do not depend on clocks. What goes wrong is said
+beforehand (`fail`, `lose`, `hold`, `ignore`, `hide`, `plans`, `quotas`) or done (`preempt`).
 """
 
 import collections
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.cloud import cloudquotas_v1 as cloudquotas
 from google.cloud import tpu_v2alpha1 as tpu
 from google.cloud.location import locations_pb2
 from google.longrunning import operations_pb2
@@ -103,6 +105,7 @@ class Queued:
     coming: collections.deque[str]
     nodes: list[tpu.Node] = dataclasses.field(default_factory=list)
     hosts: list[Host] = dataclasses.field(default_factory=list)
+    hidden: int = 0  # questions after which it is to be seen
 
     def become(self, state: str) -> None:
         """state: a name, with ": CODE MESSAGE" after FAILED."""
@@ -118,7 +121,9 @@ class FakeCloudTpu:
     """with FakeCloudTpu(folder) as cloud: cloud.endpoint is where it listens.
 
     plans: for each request to come, its states; where there is none, `COMING`. hosts: whether
-    slices have any. calls: (method, request) of all that was asked.
+    slices have any. calls: (method, request) of all that was asked. quotas: {name: limit}, None
+    where nobody may see it. hide: questions for which the next requests are not to be seen.
+    late_operations: they are done when they are looked at.
     """
 
     def __init__(self, folder: Path, hosts: bool = False, environment: dict | None = None):
@@ -126,7 +131,16 @@ class FakeCloudTpu:
         self.environment = environment or {}
         self.plans: collections.deque[list[str]] = collections.deque()
         self.faults: dict[str, collections.deque] = collections.defaultdict(collections.deque)
-        self.lost: set[str] = set()
+        self.failed_operations: dict[str, collections.deque] = collections.defaultdict(
+            collections.deque
+        )
+        self.lost: collections.Counter[str] = collections.Counter()
+        self.ignored: collections.Counter[str] = collections.Counter()
+        self.held: dict[str, threading.Event] = {}
+        self.quotas: dict[str, int | None] = {}
+        self.hide = 0
+        self.late_operations = False
+        self.operations: dict[str, Any] = {}
         self.calls: list[tuple[str, Any]] = []
         self.queued: dict[str, Queued] = {}
         self.lock = threading.RLock()
@@ -140,6 +154,8 @@ class FakeCloudTpu:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for event in self.held.values():
+            event.set()
         self.server.stop(None).wait()
         for name in list(self.queued):
             self._end(name)
@@ -148,9 +164,22 @@ class FakeCloudTpu:
         """The next calls of `method` are answered so."""
         self.faults[method].extend([(code, message)] * times)
 
-    def lose(self, method: str) -> None:
-        """The next call of `method` is done, and its answer does not come."""
-        self.lost.add(method)
+    def fail_operation(self, method: str, code: int, message: str) -> None:
+        """The next call of `method` begins an operation that ends so, and does nothing."""
+        self.failed_operations[method].append((code, message))
+
+    def lose(self, method: str, times: int = 1) -> None:
+        """The next calls of `method` are done, and their answers do not come."""
+        self.lost[method] += times
+
+    def ignore(self, method: str, times: int = 1) -> None:
+        """The next calls of `method` are answered as if they were done."""
+        self.ignored[method] += times
+
+    def hold(self, method: str) -> threading.Event:
+        """Calls of `method` are done when the event is set, whoever still waits for them."""
+        self.held[method] = threading.Event()
+        return self.held[method]
 
     def count(self, method: str) -> int:
         return sum(name == method for name, _ in self.calls)
@@ -197,16 +226,19 @@ class FakeCloudTpu:
                 plan = self.plans.popleft() if self.plans else COMING
                 resource = tpu.QueuedResource(request.queued_resource)
                 resource.name = name
-                self.queued[name] = Queued(resource, collections.deque(plan[1:]))
+                coming = collections.deque(plan[1:])
+                self.queued[name] = Queued(resource, coming, hidden=self.hide)
                 self.queued[name].become(plan[0])
-            done = operations_pb2.Operation(name="operations/create", done=True)
-            done.response.Pack(tpu.QueuedResource.pb(self.queued[name].resource))
+            done = _done(self.queued[name].resource)
+            if self.late_operations:
+                self.operations[done.name] = done
+                return operations_pb2.Operation(name=done.name)
             return done
 
     def GetQueuedResource(self, request: Any) -> Any:  # noqa: N802
         with self.lock:
             one = self.queued.get(request.name)
-            if one is None:
+            if one is None or self._hidden(one):
                 raise Refusal(grpc.StatusCode.NOT_FOUND, f"{request.name} is not found")
             found = tpu.QueuedResource(one.resource)
             self._advance(request.name, one)
@@ -214,7 +246,11 @@ class FakeCloudTpu:
 
     def ListQueuedResources(self, request: Any) -> Any:  # noqa: N802
         with self.lock:
-            found = [one.resource for one in self.queued.values()]
+            seen = {name: one for name, one in self.queued.items() if not self._hidden(one)}
+            found = [tpu.QueuedResource(one.resource) for one in seen.values()]
+            for name, one in seen.items():
+                if one.resource.state.state == State.DELETING:
+                    self._advance(name, one)
             return tpu.ListQueuedResourcesResponse(queued_resources=found)
 
     def DeleteQueuedResource(self, request: Any) -> Any:  # noqa: N802
@@ -247,9 +283,24 @@ class FakeCloudTpu:
         return locations_pb2.ListLocationsResponse(locations=found)
 
     def GetOperation(self, request: Any) -> Any:  # noqa: N802
-        return operations_pb2.Operation(name=request.name)
+        return self.operations[request.name]
+
+    def GetQuotaInfo(self, request: Any) -> Any:  # noqa: N802
+        name = request.name.rpartition("/")[2]
+        value = self.quotas.get(name, 4096)
+        if value is None:
+            raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "Cloud Quotas API is disabled")
+        infos = [
+            {"dimensions": {"zone": "mars-a"}, "details": {"value": 1}},
+            {"details": {"value": value}, "applicable_locations": [*ZONES, "us-west4"]},
+        ]
+        return cloudquotas.QuotaInfo(name=request.name, quota_id=name, dimensions_infos=infos)
 
     # --- What becomes of requests --------------------------------------------------------------
+
+    def _hidden(self, one: Queued) -> bool:
+        one.hidden = max(one.hidden - 1, -1)
+        return one.hidden >= 0
 
     def _advance(self, name: str, one: Queued) -> None:
         if not one.coming:
@@ -310,6 +361,12 @@ class FakeCloudTpu:
                 host.kill()
 
 
+def _done(resource: tpu.QueuedResource) -> operations_pb2.Operation:
+    done = operations_pb2.Operation(name="operations/it", done=True)
+    done.response.Pack(tpu.QueuedResource.pb(resource))
+    return done
+
+
 class Refusal(Exception):  # noqa: N818
     def __init__(self, code: grpc.StatusCode, message: str):
         super().__init__(message)
@@ -324,10 +381,11 @@ def _handlers(cloud: FakeCloudTpu) -> grpc.GenericRpcHandler:
         kinds = {
             "ListLocations": ("google.cloud.location.Locations", locations_pb2),
             "GetOperation": ("google.longrunning.Operations", operations_pb2),
+            "GetQuotaInfo": ("google.api.cloudquotas.v1.CloudQuotas", cloudquotas),
         }
         service, module = kinds.get(name, (SERVICE, tpu))
         request = getattr(module, f"{name}Request")
-        read = request.deserialize if module is tpu else request.FromString
+        read = getattr(request, "deserialize", None) or request.FromString
         found[f"/{service}/{name}"] = grpc.unary_unary_rpc_method_handler(
             _answering(cloud, name), read, _written
         )
@@ -350,9 +408,18 @@ def _answering(cloud: FakeCloudTpu, name: str) -> Any:
         try:
             if cloud.faults[name]:
                 raise Refusal(*cloud.faults[name].popleft())
+            if name in cloud.held:
+                cloud.held[name].wait(PATIENCE)
+            if cloud.failed_operations[name]:
+                code, message = cloud.failed_operations[name].popleft()
+                error = status_pb2.Status(code=code, message=message)
+                return operations_pb2.Operation(name="operations/it", done=True, error=error)
+            if cloud.ignored[name]:
+                cloud.ignored[name] -= 1
+                return _done(tpu.QueuedResource())
             found = getattr(cloud, name)(request)
-            if name in cloud.lost:
-                cloud.lost.remove(name)
+            if cloud.lost[name]:
+                cloud.lost[name] -= 1
                 raise Refusal(grpc.StatusCode.UNAVAILABLE, "connection reset by peer")
             return found
         except Refusal as error:

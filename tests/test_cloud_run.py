@@ -259,6 +259,27 @@ def test_a_lease_that_can_not_be_renewed_is_lost(fails, lease, monkeypatch):
     held.release()
 
 
+def test_a_lease_that_is_late_may_be_renewed_yet(lease, monkeypatch):
+    """Where nobody has taken it since; then it is as if nothing had been."""
+    held, away = lease(), [True]
+    held.take()
+    write = held._write
+
+    def later(seconds):
+        if away:
+            raise OSError("no way there")
+        return write(seconds)
+
+    monkeypatch.setattr(held, "_write", later)
+    monkeypatch.setattr(lock, "COUNTS", 0.1)
+    with pytest.raises(lock.Unrenewed, match="could not be renewed in time: no way there"):
+        until(lambda: held.check())
+    away.clear()
+    monkeypatch.setattr(lock, "COUNTS", 90.0)
+    until(lambda: held.failure == "" and refusal(held) == "")
+    held.release()
+
+
 def test_a_lease_ends_with_its_process_on_the_same_machine(lease, tmp_path):
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     holder = lock._holder() | {"pid": other.pid, "written": time.time(), "id": "theirs"}

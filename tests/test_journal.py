@@ -2,6 +2,8 @@
 
 import errno
 import json
+import resource
+import signal
 
 import pytest
 from etils import epath
@@ -60,6 +62,43 @@ def test_where_files_can_not_grow_they_are_written_anew(tmp_path, monkeypatch):
     lines.write({"step": 4})
     lines.close()
     assert [line["step"] for line in journal.read(file)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", [Journal, Remote])
+def test_what_could_not_be_written_is_with_the_next(kind, tmp_path):
+    """In its place and once, for one who goes on."""
+    file = epath.Path(tmp_path / "events.jsonl")
+    lines = kind(file)
+    lines.write({"step": 1})
+    lines.flush()
+    file.rename(tmp_path / "kept")
+    file.mkdir()
+    for step in (2, 3):
+        with pytest.raises(UserError, match="Is a directory"):
+            _ = [lines.write({"step": step}), lines.flush()]
+    file.rmdir()
+    (tmp_path / "kept").rename(file)
+    lines.write({"step": 4})
+    lines.close()
+    assert [line["step"] for line in journal.read(file)] == [1, 2, 3, 4]
+
+
+def test_half_a_line_is_taken_back(tmp_path):
+    """Of what did not fit on the disk."""
+    file = epath.Path(tmp_path / "events.jsonl")
+    lines = Journal(file)
+    lines.write({"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN  # as Python begins
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().length + 5, limits[1]))
+    try:
+        with pytest.raises(UserError, match="File too large"):
+            lines.write({"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_text() == '{"step": 1}\n'
+    lines.write({"step": 3})
+    assert [line["step"] for line in journal.read(file)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", [Journal, Remote])

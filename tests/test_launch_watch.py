@@ -11,7 +11,8 @@ import pytest
 from google.cloud import tpu_v2alpha1 as tpu
 
 from biomedlm_jax.entry import UserError
-from launch import lifecycle, spec, tpu_api, watch
+from biomedlm_jax.lock import Unrenewed
+from launch import lifecycle, refusals, spec, tpu_api, watch
 from launch.logs import Logs
 from launch.tpu_api import Patience, Tpus
 from launch.watch import Shipped, Watcher
@@ -270,7 +271,7 @@ def test_a_stop_deletes_what_has_saved(cloud, tmp_path):
 
 def test_a_stop_before_a_slice_is_there(cloud, tmp_path):
     watched = Watched(cloud, tmp_path, lambda watched: (watched.place / "stop").write_text(""))
-    assert watched.over() == "stopped"
+    assert watched.over() == "withdrawn"
     assert watched.events("active") == []
     assert cloud.names() == []
 
@@ -292,7 +293,7 @@ def test_logs_out_of_reach_do_not_end_a_run(cloud, tmp_path):
 
     watched = Watched(cloud, tmp_path, each)
     assert watched.over() == "done"
-    lost = [line for line in watched.said if "the logs can not be read now" in line]
+    lost = [line for line in watched.said if "the logs of the run is out of reach now" in line]
     assert len(lost) == 1, watched.said
 
 
@@ -303,11 +304,157 @@ def test_a_watcher_that_is_started_again_goes_on(cloud, tmp_path):
     first.tpus.create("run-a2", "")
     first.tpus.create("other-run-a1", "")
     second = Watched(cloud, tmp_path, ends_well)
-    assert "run-a1 is left of an earlier attempt; deleting it" in second.said
     assert second.over() == "done"
-    while cloud.names() != ["other-run-a1"]:
-        assert first.tpus.get("run-a1") is not None
+    assert "run-a1 is left of another attempt; deleting it" in second.said
+    assert cloud.names() == ["other-run-a1"]
     assert cloud.count("CreateQueuedResource") == 3
+
+
+def test_a_watcher_that_is_started_while_a_request_goes_asks_for_the_next(cloud, tmp_path):
+    """The one before had deleted it for a loss; nobody else did."""
+    first = Watched(cloud, tmp_path)
+    first.watcher.until_over(created=True)
+    first.tpus.delete("run-a1")
+    second = Watched(cloud, tmp_path, ends_well)
+    assert second.over() == "done"
+    assert second.watcher.identifier == "run-a2"
+    assert cloud.names() == []
+
+
+def test_a_request_that_does_not_go_is_told_again(cloud, tmp_path):
+    """And the run is not over before, nor is another asked for."""
+
+    def each(watched):
+        if active(watched):
+            watched.ends(76, 76) if watched.watcher.run.attempt == 1 else watched.ends(0, 0)
+        assert len(cloud.names()) <= 1
+
+    cloud.ignore("DeleteQueuedResource")
+    cloud.fail("DeleteQueuedResource", Code.FAILED_PRECONDITION, "it is being made")
+    watched = Watched(cloud, tmp_path, each)
+    assert watched.over() == "done"
+    assert cloud.count("DeleteQueuedResource") == 4
+    assert cloud.names() == []
+
+
+def test_a_request_that_is_seen_late_is_waited_for(cloud, tmp_path):
+    cloud.hide = 5
+    assert Watched(cloud, tmp_path, ends_well).over() == "done"
+    assert cloud.count("CreateQueuedResource") == 1
+
+
+def test_requests_that_never_appear_have_a_limit(cloud, tmp_path):
+    cloud.ignore("CreateQueuedResource", times=9)
+    watched = Watched(cloud, tmp_path, restarts=2)
+    assert watched.over().endswith("it was asked for, and the API does not know it")
+    assert cloud.count("CreateQueuedResource") == 3
+
+
+def test_an_api_that_never_answers_requests_is_given_up(cloud, tmp_path):
+    """While it answers all else."""
+    cloud.fail("CreateQueuedResource", Code.UNAVAILABLE, "502: Bad Gateway", times=10_000)
+    watched = Watched(cloud, tmp_path, restarts=1, whole=0.1)
+    assert "2 attempts in a row made no new checkpoint" in watched.over()
+    assert [x["name"] for x in watched.events("request")] == ["run-a1", "run-a2"]
+    assert any(line.endswith("looking whether it is there") for line in watched.said)
+
+
+def test_a_request_all_of_whose_answers_are_lost_is_found(cloud, tmp_path):
+    cloud.lose("CreateQueuedResource", times=10_000)
+    watched = Watched(cloud, tmp_path, ends_well, whole=0.1)
+    assert watched.over() == "done"
+    assert [x["name"] for x in watched.events("request")] == ["run-a1"]
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_request_at_which_a_launcher_was_interrupted_is_looked_for(comes, cloud, tmp_path):
+    """Before the next is asked for: two attempts would be in each other's way."""
+    first = Watched(cloud, tmp_path)
+    first.watcher._event("request", attempt=1, name="run-a1")
+
+    def each(watched):
+        ends_well(watched)
+        if comes and len(watched.slept) == 3:
+            first.tpus.create("run-a1", "")
+
+    second = Watched(cloud, tmp_path, each)
+    assert second.over() == "done"
+    assert second.watcher.identifier == ("run-a1" if comes else "run-a2")
+    assert cloud.names() == []
+
+
+def test_names_whose_hosts_have_left_records_are_not_used_again(cloud, tmp_path):
+    """Also where the record of events is lost: those of an older host would end the new run."""
+    (tmp_path / "run/launch/logs/run-a7").mkdir(parents=True)
+    watched = Watched(cloud, tmp_path, ends_well)
+    assert watched.over() == "done"
+    assert watched.watcher.identifier == "run-a8"
+
+
+def test_another_run_of_the_same_name_is_left_alone(cloud, tmp_path):
+    """It was begun while nothing of this one was to be seen."""
+    other = Watched(cloud, tmp_path / "other")
+
+    def each(watched):
+        ends_well(watched)
+        if not cloud.names():
+            other.tpus.create("run-a9", "")
+
+    watched = Watched(cloud, tmp_path, each)
+    watched.watcher.run = lifecycle.Run("waiting", 1, since=0.0, until=watched.now + 30)
+    assert watched.over() == "done"
+    assert cloud.names() == ["run-a9"]
+
+
+def test_a_record_that_can_not_be_written_ends_nothing(cloud, tmp_path):
+    """What is lost is deleted, but nothing is asked for under a name that is not on record."""
+    record = tmp_path / "run/launch/events.jsonl"
+
+    def each(watched):
+        if active(watched) and watched.watcher.run.attempt == 1:
+            record.rename(record.with_name("kept"))
+            record.mkdir()
+            watched.ends(76, 76)
+        elif active(watched):
+            watched.ends(0, 0)
+        elif record.is_dir() and watched.watcher.run.phase == "waiting" and not cloud.names():
+            assert cloud.count("CreateQueuedResource") == 1
+            if len(watched.slept) > 30:
+                record.rmdir()
+                record.with_name("kept").rename(record)
+
+    watched = Watched(cloud, tmp_path, each)
+    assert watched.over() == "done"
+    assert (
+        len([line for line in watched.said if "the record of the run is out of reach" in line]) == 1
+    )
+    kinds = [json.loads(line)["event"] for line in record.read_text().splitlines()]
+    assert kinds[:3] == ["request", "active", "lost"]
+    assert set(kinds[3:-3]) == {"request"}  # tried until it could be written
+    assert kinds[-3:] == ["active", "lost", "over"]
+    assert cloud.names() == []
+
+
+class Held:
+    """A lock of which it is not known whether it is held, for so many questions."""
+
+    def __init__(self, times: int, error: type[UserError] = Unrenewed):
+        self.times, self.error = times, error
+
+    def check(self) -> None:
+        self.times -= 1
+        if self.times >= 0:
+            raise self.error("lease.json could not be renewed in time")
+
+
+def test_a_lease_that_is_late_is_waited_for(cloud, tmp_path):
+    watched = Watched(cloud, tmp_path, ends_well)
+    assert watched.watcher.until_over(Held(3)).outcome == "done"
+    assert (
+        len([line for line in watched.said if "the lease of the run is out of reach" in line]) == 1
+    )
+    with pytest.raises(UserError, match="could not be renewed"):
+        Watched(cloud, tmp_path).watcher.until_over(Held(1, UserError))
 
 
 def test_two_launchers_of_one_run_are_one_too_many(cloud, tmp_path):
@@ -364,6 +511,7 @@ POLICY = lifecycle.Policy(
     restarts=2, backoff=10, longest=60, least=0, queue=3600, seed="run", hosts=2
 )
 RUNNING = lifecycle.Run("running", 1, since=0.0)
+QUIET = lifecycle.Run("running", 2, since=0.0, heard=5, quiet=1e3)
 
 
 def test_pauses_double_up_to_a_limit_and_are_the_same_for_the_same_seed():
@@ -377,9 +525,13 @@ def test_pauses_double_up_to_a_limit_and_are_the_same_for_the_same_seed():
 @pytest.mark.parametrize(
     ("run", "seen", "now", "action", "why"),
     [
-        (RUNNING, lifecycle.Seen("ACTIVE"), 1e6, "wait", ""),
-        (RUNNING, lifecycle.Seen("ACTIVE", heard=False), 1e3, "wait", ""),
-        (RUNNING, lifecycle.Seen("ACTIVE", heard=False), 2e3, "delete", "has written a word"),
+        (RUNNING, lifecycle.Seen("ACTIVE", heard=1), 1e6, "wait", ""),
+        (RUNNING, lifecycle.Seen("ACTIVE", heard=None), 1e6, "wait", ""),
+        (RUNNING, lifecycle.Seen("ACTIVE"), 1e3, "wait", ""),
+        (RUNNING, lifecycle.Seen("ACTIVE"), 2e3, "delete", "has written a word for 30 minutes"),
+        (QUIET, lifecycle.Seen("ACTIVE", heard=5), 2e3, "wait", ""),
+        (QUIET, lifecycle.Seen("ACTIVE", heard=5), 3e3, "delete", "has written a word"),
+        (QUIET, lifecycle.Seen("ACTIVE", heard=6, others={1: "ACTIVE"}), 3e3, "clear", ""),
         (RUNNING, lifecycle.Seen("ACTIVE", ends={"0-0": 76}), 1.0, "wait", ""),
         (RUNNING, lifecycle.Seen("ACTIVE", ends={"0-0": 0}), 1e3, "wait", ""),
         (
@@ -424,3 +576,67 @@ def test_what_is_done_about_what_is_seen(run, seen, now, action, why):
     after, found = lifecycle.step(POLICY, run, seen, now)
     assert found == action
     assert not why or re.search(why, after.why)
+
+
+@pytest.mark.parametrize(
+    ("state", "ends", "outcome"),
+    [
+        ("ACTIVE", {"0-0": 75, "0-1": 75}, "stopped"),
+        ("SUSPENDED", {"0-0": 75, "0-1": 75}, "stopped"),
+        ("ACTIVE", {"0-0": 75, "0-1": 0}, "stopped"),
+        ("ACTIVE", {"0-0": 0, "0-1": 0}, "done"),
+        ("ACTIVE", {"0-0": 1, "0-1": 76}, "did not: host 0-0 failed (code 1), as did 1 more; its"),
+        ("SUSPENDED", {"0-0": 76}, "did not: its slices were taken away; its newest checkpoint is"),
+        ("ACTIVE", {"0-0": 75, "0-1": 2}, "host 0-1 ended with an error that a restart does not"),
+    ],
+)
+def test_only_what_has_saved_counts_as_stopped(state, ends, outcome):
+    seen = lifecycle.Seen(state, ends=ends, saved=7, stopping=True)
+    after, action = lifecycle.step(POLICY, RUNNING, seen, now=1.0)
+    assert action == "delete"
+    assert outcome in after.outcome
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "kind"),
+    [
+        (8, FULL, "stock-out"),
+        (8, QUOTA, "quota"),
+        (8, "Insufficient quota for v5e", "quota"),
+        (8, "Quota exceeded for quota metric 'Create requests' and limit 'per minute'", "passing"),
+        (8, "Insufficient capacity for this accelerator", "stock-out"),
+        (8, "RATE_LIMIT_EXCEEDED", "passing"),
+        (14, "The zone does not have enough resources", "stock-out"),
+        (14, "Getting metadata from plugin failed with error: Reauthentication is needed", "login"),
+        (14, "Getting metadata from plugin failed with error: timed out", "passing"),
+        (14, "('invalid_grant: Bad Request', {'error': 'invalid_grant'})", "login"),
+        (16, "Request had invalid authentication credentials", "login"),
+        (9, "it is being made", "not now"),
+        (9, "Quota 'TPUS' exceeded", "quota"),
+        (3, "no such accelerator", "refused"),
+    ],
+)
+def test_what_an_answer_means(code, message, kind):
+    assert refusals.kind(code, message) == kind
+    assert refusals.advice(code, message)
+
+
+def test_a_login_that_has_expired_ends_the_watch_with_what_to_do(cloud, tmp_path):
+    expired = "Getting metadata from plugin failed with error: Reauthentication is needed."
+    cloud.fail("GetQueuedResource", Code.UNAVAILABLE, expired)
+    with pytest.raises(UserError, match="log in: gcloud auth application-default login"):
+        Watched(cloud, tmp_path).over()
+    assert cloud.names() == ["run-a1"]
+
+
+def test_an_operation_is_waited_for(cloud, tmp_path):
+    cloud.late_operations = True
+    assert Watched(cloud, tmp_path, ends_well).over() == "done"
+    assert cloud.count("GetOperation") == 1
+
+
+def test_an_operation_that_fails_is_as_a_request_that_does(cloud, tmp_path):
+    cloud.fail_operation("CreateQueuedResource", 8, FULL)
+    watched = Watched(cloud, tmp_path, ends_well)
+    assert watched.over() == "done"
+    assert [x["name"] for x in watched.events("request")] == ["run-a1", "run-a2"]

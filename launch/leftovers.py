@@ -1,0 +1,165 @@
+"""What of a launch is in the cloud, what it costs an hour, and how all of it is ended.
+
+A request can be there without anybody having seen it: the launcher was interrupted while it asked,
+or the API lists it a moment later. Its name stands in WORKDIR/launch/events.jsonl, written before
+it is asked for, and may be there until `SETTLED` seconds have passed without a trace of it.
+"""
+
+import contextlib
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from etils import epath
+
+from biomedlm_jax import journal, saves
+from biomedlm_jax.entry import UserError
+from launch import prices, requests
+from launch.lifecycle import AGAIN, SETTLED
+from launch.spec import Launch
+from launch.tpu_api import Patience, Tpus, Unanswered
+
+EVENTS = "events.jsonl"  # in `Launch.place`
+INTERRUPTED = 130  # exit code of a program that Ctrl-C ends
+LIMIT = 1800.0  # seconds, after which what does not go is left to a person
+LAST_LOOK = Patience(whole=60.0)  # of somebody who waits for the prompt
+
+
+def costs(launch: Launch) -> str:
+    """Of an hour, for people."""
+    price = prices.chip_hour(launch.machine, launch.price)
+    whose = "--price" if launch.price else "the list price"
+    most = "at most " if launch.capacity == "spot" else ""
+    hour = price * launch.chips
+    return f"{launch.chips} chips cost {most}${hour:,.2f} an hour at {whose}"
+
+
+def delete_command(launch: Launch) -> str:
+    """That ends all by this launch's name."""
+    return (
+        f"python -m launch.tpu delete --name={launch.name} --project={launch.project} "
+        f"--zone={launch.zone} --accelerator={launch.accelerator} --workdir={launch.workdir}"
+    )
+
+
+def asked_for(launch: Launch) -> tuple[str, float]:
+    """(name, when) of a request of which the record does not say what became of it; ("", 0.0) if
+    there is none. Where the record is out of reach, the name says so, and the time is now."""
+    try:
+        lines = journal.read(epath.Path(launch.place) / EVENTS)
+    except Exception as error:
+        if not (isinstance(error, OSError) or saves.unanswered(error)):
+            raise
+        return f"one that {EVENTS} could tell of, which can not be read,", time.time()
+    if not lines or lines[-1]["event"] != "request":
+        return "", 0.0
+    return lines[-1]["name"], lines[-1]["time"]
+
+
+def left(launch: Launch, tpus: Tpus) -> str:
+    """For people: what is there and what it costs."""
+    name, when = asked_for(launch)
+    try:
+        names = [one.name for one in tpus.of_launch().values()]
+    except UserError as error:
+        return f"whether requests by the name {launch.name}-aN are there is not known: {error}"
+    if names:
+        return (
+            f"{', '.join(names)} goes on without this command; {costs(launch)}; the same command "
+            "watches it again"
+        )
+    if name and time.time() - when <= SETTLED:
+        return (
+            f"{name} was asked for {time.time() - when:.0f} s ago, is not there yet, and may come; "
+            f"then {costs(launch)}"
+        )
+    return "nothing is left running"
+
+
+def delete_all(
+    launch: Launch,
+    tpus: Tpus,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.time,
+) -> None:
+    """Deletes all by the launch's name, each again where it does not go, and returns when it is
+    gone and nothing more can come.
+
+    Raises:
+      UserError: something can not be deleted, or is there after `LIMIT`; the others are deleted.
+    """
+    began, told, gone = clock(), dict[str, float](), set[str]()
+    (late, when), said = asked_for(launch), False
+    while True:
+        there = {
+            requests.attempt_id(launch, number): request.state.state.name
+            for number, request in tpus.of_launch().items()
+        }
+        for name in sorted(told.keys() - there.keys() - gone):
+            print(f"{name} is deleted", flush=True)
+            gone.add(name)
+        refused: UserError | None = None
+        for name, state in there.items():
+            if name in told and (state == "DELETING" or clock() - told[name] < AGAIN):
+                continue
+            try:
+                tpus.delete(name)
+                told[name] = clock()
+            except Unanswered as error:  # tried again below
+                print(error, file=sys.stderr, flush=True)
+            except UserError as error:
+                refused = error
+        if refused is not None:
+            raise refused
+        wait = when + SETTLED - clock() if late and late not in gone else 0.0
+        if not there and wait <= 0:
+            return
+        if not there and not said:
+            print(f"{late} was asked for and may still come; looking for {wait:.0f} s", flush=True)
+            said = True
+        if clock() - began > LIMIT:
+            raise UserError(
+                f"{', '.join(there)} was told to go {LIMIT / 60:.0f} minutes ago and is there "
+                f"still; see the console, and try again: {delete_command(launch)}"
+            )
+        sleep(min(launch.poll_seconds, 5.0))
+
+
+@contextlib.contextmanager
+def named(launch: Launch, tpus: Tpus, delete: bool = False) -> Iterator[None]:
+    """Whatever ends the block otherwise than well, Ctrl-C and SIGTERM too, the command that ends
+    everything is said first, and then what is there.
+
+    delete: on Ctrl-C, it is deleted.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say(f"\ninterrupted. What ends all of it:\n  {delete_command(launch)}")
+        if delete:
+            _say("deleting what is there (--delete_on_interrupt)")
+            try:
+                delete_all(launch, tpus)
+            except (Exception, KeyboardInterrupt):
+                _say(f"\nnot all is deleted: {left(launch, _hurried(tpus))}")
+                raise
+        else:
+            _say(left(launch, _hurried(tpus)))
+        sys.exit(INTERRUPTED)
+    except Exception:
+        _say(f"What ends all of it:\n  {delete_command(launch)}\n{left(launch, _hurried(tpus))}")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _hurried(tpus: Tpus) -> Tpus:
+    whole = min(tpus.patience.whole, LAST_LOOK.whole)
+    return Tpus(tpus.launch, dataclasses.replace(tpus.patience, whole=whole))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
