@@ -73,7 +73,7 @@ def test_an_interrupted_launcher_says_what_still_costs_and_how_to_end_it(
     run.send(signal.SIGINT)
     assert run.wait() == 130, run.said
     assert "Traceback" not in run.said
-    last = run.said.partition("interrupted; ")[2]
+    command, last = run.said.partition("interrupted. What ends all of it:\n  ")[2].splitlines()
     assert last.startswith(
         "projects/my-project/locations/us-west4-a/queuedResources/run-a1 goes on"
     )
@@ -85,7 +85,6 @@ def test_an_interrupted_launcher_says_what_still_costs_and_how_to_end_it(
     assert log.said == "[0-1] a line\n"
     assert nobody.said == ""
 
-    command = last.partition("to end it:\n  ")[2].strip()
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "launch.tpu"]
     line = [sys.executable, *words[1:], "--poll_seconds=0.1"]
@@ -112,11 +111,11 @@ def test_an_interrupted_launcher_deletes_where_it_is_told_to(cloud, start, store
 def test_what_an_interrupted_launcher_can_not_delete_is_named(cloud, start, store):
     run = start("run", *SMALL, f"--config.data.store={store}", "--delete_on_interrupt")
     run.until("^run-a1 is there")
-    cloud.fail("DeleteQueuedResource", grpc.StatusCode.FAILED_PRECONDITION, "it is protected")
+    cloud.fail("DeleteQueuedResource", grpc.StatusCode.PERMISSION_DENIED, "it is protected")
     run.send(signal.SIGINT)
     assert run.wait() == 2, run.said
     assert "could not delete run-a1 in us-west4-a of my-project: it is protected" in run.said
-    assert re.search("not all is deleted; .*/run-a1 goes on without this command", run.said)
+    assert re.search("not all is deleted: .*/run-a1 goes on without this command", run.said)
     assert "launch.tpu delete --name=run --project=my-project" in run.said
     assert cloud.names() == ["run-a1"]
 
@@ -128,6 +127,9 @@ def test_what_is_created_is_stopped_without_a_watcher(cloud, start, store, tmp_p
     assert "Nobody watches it: python -m launch.tpu run" in created.said
     assert "launch.tpu delete --name=run --project=my-project" in created.said
     assert list((tmp_path / "run/launch/archives").glob("biomedlm-*.tar.gz"))
+    [(name, request)] = cloud.queued.items()
+    while request.coming:
+        cloud._advance(name, request)
     stopped = start("stop")
     stopped.until("see .*run/launch/stop within 0.1 s, save and end")
     folder = tmp_path / "run/launch/ends/run-a1"
@@ -135,8 +137,63 @@ def test_what_is_created_is_stopped_without_a_watcher(cloud, start, store, tmp_p
     for worker in range(2):
         (folder / f"0-{worker}.json").write_text('{"code": 75}')
     assert stopped.wait() == 0, stopped.said
-    assert stopped.said.endswith("over: stopped; nothing is left running\n")
+    assert stopped.said.endswith("the run has saved and stopped, and nothing is left running\n")
     assert cloud.names() == []
+    again = start("stop")
+    assert again.wait() == 0
+    assert again.said == "nothing runs by the name run\n"
+    assert not (tmp_path / "run/launch/stop").exists()
+
+
+@pytest.mark.parametrize("end", ["stop", "delete"])
+def test_between_two_attempts_as_well(end, cloud, start, store):
+    """The launcher that waits asks for nothing more."""
+    cloud.plans.append(["ACCEPTED", "FAILED: 13 an internal error"])
+    long = ["--backoff_seconds=3600", "--backoff_limit_seconds=3600"]
+    run = start("run", *SMALL, *long, f"--config.data.store={store}")
+    run.until("asking again in")
+    ended = start(end, "--yes")
+    assert ended.wait() == 0, ended.said
+    assert re.search(r"another launcher watches the run in .*: process \d+ on ", ended.said)
+    assert run.wait() == 0, run.said
+    assert run.said.endswith("nothing ran, and nothing is asked for; the newest checkpoint is of "
+                             "step 0\n")  # fmt: skip
+    assert cloud.count("CreateQueuedResource") == 1
+    assert cloud.names() == []
+
+
+def test_a_launcher_that_is_interrupted_while_it_asks_says_what_may_come(cloud, start, store):
+    going = cloud.hold("CreateQueuedResource")
+    run = start("run", *SMALL, f"--config.data.store={store}")
+    until(lambda: cloud.count("CreateQueuedResource"))
+    run.send(signal.SIGTERM)
+    assert run.wait() == 130, run.said
+    assert re.search(r"run-a1 was asked for \d+ s ago, is not there yet, and may come", run.said)
+    assert "launch.tpu delete --name=run --project=my-project" in run.said
+    ended = start("delete", "--yes")
+    ended.until("^run-a1 was asked for and may still come; looking for")
+    going.set()
+    assert ended.wait() == 0, ended.said
+    assert ended.said.endswith("run-a1 is deleted\n")
+    assert cloud.names() == []
+
+
+def test_what_was_deleted_by_a_person_is_not_asked_for_again(cloud, start, store):
+    run = start("run", *SMALL, f"--config.data.store={store}")
+    run.until("^run-a1 is there")
+    ended = start("delete", "--yes")
+    assert ended.wait() == 0, ended.said
+    assert run.wait() == 2, run.said
+    assert run.said.endswith("given up, and nothing is left running: its request was deleted by "
+                             "somebody else\n")  # fmt: skip
+    assert cloud.names() == []
+
+
+def test_a_folder_without_a_run_has_nothing_to_stop(start, tmp_path):
+    stopped = start("stop")
+    assert stopped.wait() == 2
+    assert f"--workdir={tmp_path / 'run'} has no run of launch.tpu" in stopped.said
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_given_up_leaves_nothing_and_says_why(cloud, start, store):
@@ -145,6 +202,26 @@ def test_what_is_given_up_leaves_nothing_and_says_why(cloud, start, store):
     assert run.wait() == 2
     assert "error: given up, and nothing is left running: the request failed: Quota" in run.said
     assert cloud.names() == []
+
+
+@pytest.mark.parametrize("command", ["create", "delete"])
+def test_all_that_is_wrong_is_said_at_once(command):
+    flags = ["--accelerator=v5e-250", "--name=A", "--project=P", "--workdir=gs://my-bucket/run"]
+    line = [sys.executable, "-m", "launch.tpu", command, *flags, "--config=configs/demo.py"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    for said in (
+        "--accelerator='v5e-250' is nothing that can be rented; nearest are v5e-256 and",
+        "--name='A' would be refused",
+        "--project='P' is no project",
+        "--zone is missing",
+    ):
+        assert said in done.stderr
+    gpus = [*line[:4], "--accelerator=h100-8", "--project=my-project", "--zone=us-west4-a"]
+    gpus += ["--workdir=gs://my-bucket/run", "--config=configs/demo.py"]
+    done = subprocess.run(gpus, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--accelerator=h100-8 is no TPU; GPUs are launch.gke's" in done.stderr
 
 
 def test_commands_that_are_none():
