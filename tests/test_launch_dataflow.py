@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from biomedlm_jax.entry import UserError
-from launch import dataflow, spec
+from launch import bundle, checks, dataflow, spec
 from tests.conftest import ROOT
 
 CORPUS = ["--input=gs://my-bucket/ncbi", "--output=gs://my-bucket/pubmed", "--size=28896"]
@@ -65,7 +66,10 @@ def test_beam_knows_every_option(image):
 def test_the_command_line_gives_data_build_its_flags_and_no_others():
     found = shell(*CORPUS, "--near=0.7", "--project=my-project", "--zone=us-west4-a", "--dry_run")
     assert found.returncode == 0, found.stderr
-    words = found.stdout.split()
+    packed, made, line = found.stdout.splitlines()
+    assert packed.startswith("# packs the code (commit ")
+    words = line.split()
+    assert f"--beam=--extra_package={made.removeprefix('#').strip()}" in words
     assert words[:3] == ["python", "-m", "data.build"]
     own = {x for x in words[3:] if not x.startswith("--beam=")}
     assert own == {*CORPUS, "--near=0.7", "--runner=DataflowRunner"}
@@ -95,21 +99,78 @@ def test_what_is_wrong_is_said_before(flags, message):
     [
         ("us-west4", {}, "--input=gs://my-bucket/ncbi is not there"),
         ("us", {}, "is not there"),
-        ("europe-west4", {}, r"--input=.* is in europe-west4, the workers in us-west4: every byte"),
+        (
+            "europe-west4",
+            {},
+            r"--input=.* is in europe-west4, the machines in us-west4: every byte that is read",
+        ),
         ("europe-west4", dict(cross_region=True), "is not there"),
     ],
 )
 def test_buckets_are_looked_at(place, more, message, monkeypatch, tmp_path):
-    monkeypatch.setattr(dataflow.preflight, "location", lambda bucket: place)
     monkeypatch.setattr(dataflow.epath, "Path", lambda path: tmp_path / "none")
+    found = dataflow.preflight(
+        launched(**more),
+        "gs://my-bucket/ncbi",
+        "gs://my-bucket/pubmed",
+        "n2-standard-8",
+        100,
+        lambda bucket: place,
+    )
     with pytest.raises(UserError, match=message):
-        dataflow.check(launched(**more), "gs://my-bucket/ncbi", "gs://my-bucket/pubmed")
+        checks.conclude(found)
+
+
+@pytest.mark.parametrize(
+    ("machine", "cost"),
+    [
+        # 8 x $0.056 + 32 GB x $0.003557 + 100 GB x $0.000054
+        ("n2-standard-8", "at most 10 workers n2-standard-8 at $0.57 an hour, $5.67 in all"),
+        ("n2-custom-4-5120", "at an unknown price (list"),
+    ],
+)
+def test_what_workers_cost_is_said_and_asked_about(machine, cost, tmp_path):
+    """By the command itself, with everything that Google says as it should be."""
+    line = [*CORPUS, "--project=my-project", "--zone=us-west4-a", "--workers=10"]
+    for answer in ("n\n", ""):
+        found = subprocess.run(
+            [sys.executable, "-c", ALL_IS_WELL, *line, f"--worker_machine={machine}"],
+            cwd=ROOT, input=answer, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert found.returncode == 2
+        assert cost in found.stdout
+        assert "Start it? [y/N]" in found.stdout
+        assert "nothing was started, for nobody said yes" in found.stderr
+
+
+ALL_IS_WELL = """
+import pathlib, runpy
+from etils import epath
+from data import build
+from launch import buckets, login
+from launch.checks import Check
+login.credentials = lambda: Check("credentials", "ok", "")
+buckets.location = lambda project: lambda bucket: "us-west4"
+epath.Path = lambda path: pathlib.Path("/")
+runpy.run_module("launch.dataflow", run_name="__main__")
+"""
 
 
 def test_workers_get_all_that_they_import(tmp_path):
-    wheel = dataflow.make_wheel(tmp_path, SHA256)
-    assert dataflow.make_wheel(tmp_path, SHA256) == wheel  # the same code is packed once
-    assert [file.name for file in tmp_path.iterdir()] == [dataflow.wheel_name(SHA256)]
+    """And only what git tracks, by which the wheel has its name."""
+    stray = ROOT / "data/stray_of_a_test.py"
+    stray.write_text("")
+    try:
+        copy = bundle.make(ROOT)
+        wheel = dataflow.make_wheel(tmp_path, copy)
+    finally:
+        stray.unlink()
+    assert dataflow.make_wheel(tmp_path, copy) == wheel  # the same code is packed once
+    assert [file.name for file in tmp_path.iterdir()] == [dataflow.wheel_name(copy.sha256)]
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "data/build.py" in names
+    assert "data/parsing/jats.py" in names
+    assert "data/stray_of_a_test.py" not in names
     script = f"""
 import sys
 sys.path.insert(0, {str(wheel)!r})

@@ -20,7 +20,7 @@ from tests import kubernetes
 from tests.conftest import ROOT, TINY, changed
 from tests.runs import assert_same, config_file, finish, free_port
 
-COPY = Bundle("0123456789abcdef", b"", "", ())
+COPY = Bundle("0123456789abcdef", b"", frozenset(), "", ())
 CONTEXT = "gke_my-project_us-west4_tpus"
 MACHINES = ["v4-32", "v5e-1", "v5e-8", "v5e-256", "v5p-256", "v6e-64", "h100-8", "h100-128"]
 MACHINES += ["a100-40-2", "a100-40-128", "a100-80-16", "l4-1"]
@@ -288,6 +288,20 @@ def test_without_kubectl(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="there is no kubectl; install it, or --dry_run prints"):
         gke.apply(launch, [], COPY)
     assert not (tmp_path / "one").exists()
+
+
+def test_an_interruption_while_it_is_created_says_what_may_be_there(tmp_path, monkeypatch):
+    def run(launch, *arguments, given=""):
+        if arguments[0] == "create":
+            raise KeyboardInterrupt
+        return ""
+
+    monkeypatch.setattr(gke, "_run", run)
+    with pytest.raises(
+        UserError, match=r"^interrupted\nIf a JobSet was created all the same"
+    ) as said:
+        gke.apply(launched(workdir=str(tmp_path / "one")), [], COPY)
+    assert f"kubectl --context={CONTEXT} --namespace=default delete jobset one" in str(said.value)
 
 
 class Pods:

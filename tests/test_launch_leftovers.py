@@ -62,7 +62,7 @@ def test_what_never_goes_is_named_with_the_command(cloud, watched):
 
 def test_one_that_is_refused_does_not_keep_the_others(cloud, watched):
     cloud.fail("DeleteQueuedResource", Code.PERMISSION_DENIED, "not yours")
-    with pytest.raises(UserError, match="could not delete run-a1 .* not yours"):
+    with pytest.raises(UserError, match=r"could not delete run-a1 .* not yours"):
         delete_all(watched)
     assert cloud.queued[next(x for x in cloud.queued if x.endswith("/run-a2"))].coming[0] == "gone"
 

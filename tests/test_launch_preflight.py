@@ -1,21 +1,21 @@
 """What is wrong is said before anything is created: all of it, each in one message."""
 
+import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
-import grpc
 import pytest
 
 from biomedlm_jax import claim
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.pipeline.store import TokenStore
-from launch import bundle, machines, preflight, prices, spec, tpu_api
+from launch import bundle, checks, machines, preflight, prices, spec, tpu_api
 from launch.bundle import Bundle
+from launch.quotas import Quotas
 from launch.tpu_api import Patience, Tpus
 from tests.bucket import python, serving
-from tests.conftest import ROOT, changed
+from tests.conftest import changed
 from tests.fake_cloud_tpu import FakeCloudTpu
 
 RIGHT = {
@@ -25,7 +25,8 @@ RIGHT = {
     "zone": "us-west4-a",
     "accelerator": "v4-16",
 }
-CLEAN = Bundle("0123456789abcdef", b"", "", ())
+FILES = frozenset(["configs/demo.py", "configs/pretrain_2p7b.py"])
+CLEAN = Bundle("0123456789abcdef", b"", FILES, "", ())
 
 
 def launch(**fields):
@@ -34,11 +35,16 @@ def launch(**fields):
 
 @pytest.fixture(scope="module")
 def tpus(tmp_path_factory):
-    """tpus(launch) of a local Cloud TPU."""
+    """tpus(launch) of a local Cloud TPU; tpus.cloud is that."""
+
+    def made(launch):
+        return Tpus(launch, Patience(first=0.01, longest=0.02, whole=0.1))
+
     with FakeCloudTpu(tmp_path_factory.mktemp("cloud")) as cloud:
         os.environ[tpu_api.ENDPOINT] = cloud.endpoint
+        made.cloud = cloud
         try:
-            yield lambda launch: Tpus(launch, Patience(first=0.01, longest=0.02, whole=0.1))
+            yield made
         finally:
             del os.environ[tpu_api.ENDPOINT]
 
@@ -48,8 +54,8 @@ def experiment(store):
     return spec.experiment(launch(), [f"--config.data.store={store}", "--config.model.vocab=300"])
 
 
-def said(checks, name):
-    [check] = [check for check in checks if check.name == name]
+def said(found, name):
+    [check] = [check for check in found if check.name == name]
     return check.verdict, check.said
 
 
@@ -71,6 +77,8 @@ def said(checks, name):
         ({"workdir": "gs://my-bucket/a b"}, "has other characters"),
         ({"config": ""}, "--config is missing"),
         ({"config": "configs/none.py"}, "--config=configs/none.py names no config file"),
+        ({"config": "configs/small.py"}, "--config=configs/small.py is no file that git tracks"),
+        ({"config": "./configs/small.py"}, "hosts get those alone; git add ./configs/small.py"),
         ({"accelerator": ""}, "--accelerator is missing"),
         ({"accelerator": "v5e-250"}, "--accelerator='v5e-250' .*; nearest are v5e-256 and v5e-128"),
         ({"accelerator": "v5lite-16"}, "nearest are v5e-16 and v5e-8"),
@@ -83,7 +91,7 @@ def said(checks, name):
 def test_names_and_settings(fields, message):
     wrong = pytest.raises(UserError, match=message)
     with wrong:
-        preflight.conclude(preflight.local(launch(**fields), [], CLEAN))
+        checks.conclude(preflight.local(launch(**fields), [], CLEAN))
 
 
 @pytest.mark.parametrize(
@@ -103,10 +111,10 @@ def test_a_launch_file_is_checked_as_a_config_is(fields, message):
 
 
 def test_all_is_said_at_once():
-    checks = preflight.local(launch(name="A", project="", accelerator="v9-1"), [], CLEAN)
+    found = preflight.local(launch(name="A", project="", accelerator="v9-1"), [], CLEAN)
     with pytest.raises(UserError, match=r"^3 things are wrong, and nothing was created:\n  \* --n"):
-        preflight.conclude(checks)
-    assert preflight.table(checks).count("WRONG") == 3
+        checks.conclude(found)
+    assert checks.table(found).count("WRONG") == 3
 
 
 def test_a_changed_tree_is_said_and_saved(tmp_path):
@@ -173,36 +181,123 @@ def test_a_changed_tree_is_said_and_saved(tmp_path):
 )
 def test_what_is_not_there_in_the_cloud(fields, name, message, tpus, experiment, tmp_path):
     asked = launch(workdir=str(tmp_path / "run"), **fields)
-    checks = preflight.cloud(asked, experiment, tpus(asked), lambda bucket: "us-west4")
-    verdict, text = said(checks, name)
+    found = looked(asked, experiment, tpus)
+    verdict, text = said(found, name)
     assert (verdict, message in text) == ("wrong", True), text
 
 
 def test_all_is_right(tpus, experiment, tmp_path):
     asked = launch(workdir=str(tmp_path / "run"))
-    checks = preflight.cloud(asked, experiment, tpus(asked), lambda bucket: "us-west4")
-    preflight.conclude(checks)
-    assert {check.name: check.verdict for check in checks} == {
-        **dict.fromkeys(["zone", "accelerator", "runtime", "workdir", "data", "requests"], "ok"),
-        **dict.fromkeys(["bucket", "quota"], "note"),
+    found = looked(asked, experiment, tpus)
+    checks.conclude(found)
+    right = ["zone", "accelerator", "runtime", "quota", "workdir", "data", "requests"]
+    assert {check.name: check.verdict for check in found} == {
+        **dict.fromkeys(right, "ok"),
+        "bucket": "note",
     }
 
 
 @pytest.mark.parametrize(
+    ("fields", "limits", "verdict", "message"),
+    [
+        ({}, {}, "ok", "TPUV4sPodPerProjectPerZoneForTPUAPI and TPUV4sPodPerProjectPerRegionFor"),
+        (
+            {},
+            {"TPUV4sPodPerProjectPerZoneForTPUAPI": 7},
+            "wrong",
+            "--accelerator=v4-16 needs 8 chips, and the project's quota TPUV4sPodPerProjectPerZone"
+            "ForTPUAPI is 7 in us-west4-a; ask for more at IAM & Admin > Quotas",
+        ),
+        ({}, {"TPUV4sPodPerProjectPerRegionForTPUAPI": 0}, "wrong", "ForTPUAPI is 0 in us-west4-a"),
+        ({}, {"TPUV4sPodPerProjectPerZoneForTPUAPI": -1}, "ok", "suffice"),
+        ({}, {"TPUV4sPodPerProjectPerZoneForTPUAPI": None}, "ok", "TPUV4sPodPerProjectPerRegion"),
+        (
+            {},
+            dict.fromkeys(
+                ["TPUV4sPodPerProjectPerZoneForTPUAPI", "TPUV4sPodPerProjectPerRegionForTPUAPI"]
+            ),
+            "note",
+            "not known before it is asked for: Cloud Quotas API is disabled; 8 chips of v4 are",
+        ),
+        (
+            {"capacity": "spot", "accelerator": "v5e-16"},
+            {"TPUV5sPreemptibleLitepodPerProjectPerZoneForTPUAPI": 0},
+            "wrong",
+            "--accelerator=v5e-16 needs 16 chips",
+        ),
+        # Of one host, either kind of v5e's quota may be that which counts.
+        (
+            {"accelerator": "v5e-4"},
+            {"TPUV5sLitepodPerProjectPerZoneForTPUAPI": 0},
+            "ok",
+            "TPUV5sLitepodServingPer",
+        ),
+        ({"capacity": "reserved", "reservation": "mine"}, {}, "ok", "that of the reservation"),
+    ],
+)
+def test_quota_is_known_before_anything_is_asked_for(
+    fields, limits, verdict, message, tpus, experiment, tmp_path
+):
+    tpus.cloud.quotas = limits
+    asked = launch(workdir=str(tmp_path / "run"), **fields)
+    found = said(looked(asked, experiment, tpus), "quota")
+    tpus.cloud.quotas = {}
+    assert found[0] == verdict
+    assert message in found[1]
+
+
+def looked(asked, experiment, tpus):
+    limit = Quotas(asked).limit
+    return preflight.cloud(asked, experiment, tpus(asked), limit, lambda bucket: "us-west4")
+
+
+@pytest.mark.parametrize(
     ("where", "verdict"),
-    [("us-west4", "ok"), ("us", "ok"), ("us-east1", "wrong"), ("eu", "wrong")],
+    [
+        ("us-west4", "ok"),
+        ("us-central1+us-west4", "ok"),
+        ("us", "note"),
+        ("us-east1", "wrong"),
+        ("nam4", "wrong"),
+        ("eu", "wrong"),
+    ],
 )
 def test_a_bucket_in_another_region_costs_and_is_refused(where, verdict, experiment):
-    check = preflight._tried(
-        "bucket", lambda: preflight._bucket(launch(), experiment, lambda b: where)
-    )
+    check = checks.tried("bucket", lambda: preflight._bucket(launch(), experiment, lambda b: where))
     assert check.verdict == verdict
+    if verdict == "note":
+        assert (
+            f"several regions ({where}), from which a GB that is read may cost $0.02" in check.said
+        )
     if verdict == "wrong":
-        assert f"gs://my-bucket is in {where}, the chips in us-west4" in check.said
+        assert f"--workdir={RIGHT['workdir']} is in {where}, the machines in us-west4" in check.said
         assert "cost at least $" in check.said
         assert check.said.endswith("take a bucket in us-west4, or say --cross_region")
         forced = launch(cross_region=True)
         assert preflight._bucket(forced, experiment, lambda b: where).verdict == "note"
+
+
+@pytest.mark.parametrize(
+    ("zone", "where", "verdict"),
+    [
+        ("us-central1-a", "nam4", "ok"),
+        ("europe-west4-b", "eur4", "ok"),
+        ("europe-west4-b", "eu", "note"),
+        ("northamerica-northeast1-a", "us", "wrong"),
+    ],
+)
+def test_buckets_of_several_regions(zone, where, verdict, experiment):
+    asked = launch(zone=zone)
+    check = checks.tried("bucket", lambda: preflight._bucket(asked, experiment, lambda b: where))
+    assert check.verdict == verdict
+
+
+def test_data_in_another_region_cost_as_well(experiment, monkeypatch):
+    monkeypatch.setattr(preflight.epath, "Path", lambda path: Path(__file__).parent)
+    far = changed(experiment, data__store="gs://far/store")
+    wrong = r"config.data.store=gs://far/store is in eu, .* GB and costs at least \$"
+    with pytest.raises(UserError, match=wrong):
+        preflight._data(launch(), far, lambda bucket: "eu")
 
 
 def test_a_folder_that_is_another_one_on_each_host(experiment):
@@ -221,20 +316,25 @@ def test_the_cost_of_another_region_is_that_of_checkpoints():
 
 def test_buckets_say_where_they_are():
     with serving("corpus", "closed", every=0) as (environment, _):
-        code = "import sys; from launch import preflight; print(preflight.location(sys.argv[1]))"
+        code = "import sys; from launch import buckets; print(buckets.location('')(sys.argv[1]))"
         assert python(environment, code, "corpus").strip() == "us-central1"
-        for name in ("nowhere", "closed"):
+        for name, what in {
+            "nowhere": "gcloud storage buckets create gs://nowhere --location=REGION",
+            "closed": "you may not see gs://closed; let its owner give you the role",
+        }.items():
             refused = f"""
 from biomedlm_jax.entry import UserError
-from launch import preflight
+from launch import buckets, spec
+launch = spec.read(spec.DEFAULT, {{"project": "my-project", "zone": "us-west4-a"}})
 try:
-    preflight.location({name!r})
+    where = buckets.location("my-project")
+    buckets.placed(launch, "--input=gs://{name}/a", "input", where, "all")
 except UserError as error:
     print(error)
 """
             found = python(environment, refused)
-            assert found.startswith(f"gs://{name}: ")
-            assert f"gcloud storage buckets create gs://{name} --location=REGION" in found
+            assert found.startswith(f"--input=gs://{name}/a: ")
+            assert what in found
 
 
 def test_a_workdir_of_another_run(experiment, store, tmp_path):
@@ -252,36 +352,7 @@ def test_data_that_hosts_do_not_have(experiment):
     with pytest.raises(
         UserError, match=r"config.data.store=.* is a folder of this machine, which "
     ):
-        preflight._data(launch(), experiment)
-
-
-def test_no_permission_is_one_message(tmp_path, monkeypatch):
-    with FakeCloudTpu(tmp_path) as cloud:
-        monkeypatch.setenv(tpu_api.ENDPOINT, cloud.endpoint)
-        cloud.fail("ListLocations", grpc.StatusCode.PERMISSION_DENIED, "Permission denied on it")
-        cloud.fail("ListAcceleratorTypes", grpc.StatusCode.UNAUTHENTICATED, "No token")
-        found = Tpus(launch())
-        with pytest.raises(
-            UserError, match=r"Permission denied on it; let an owner .*roles/tpu.adm"
-        ):
-            found.zones()
-        with pytest.raises(UserError, match="No token; log in: gcloud auth application-default"):
-            found.accelerator_types()
-
-
-def test_no_credentials_is_one_message(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != tpu_api.ENDPOINT}
-    environment |= {"HOME": str(tmp_path), "NO_GCE_CHECK": "true", "JAX_PLATFORMS": "cpu"}
-    environment.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
-    flags = [f"--{name}={value}" for name, value in RIGHT.items()]
-    done = subprocess.run(
-        [sys.executable, "-m", "launch.tpu", "create", *flags, "--yes"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert "there are no credentials for Google Cloud" in done.stderr
-    assert "gcloud auth application-default login" in done.stderr
-    assert "Traceback" not in done.stderr
+        preflight._data(launch(), experiment, lambda bucket: "us-west4")
 
 
 def test_the_plan_is_asked_for_one_slice(monkeypatch):
@@ -296,7 +367,7 @@ def test_the_plan_is_asked_for_one_slice(monkeypatch):
             "memory": {"needed": 8.5e9, "limit": 16.9e9},
             "predicted": {"seconds": 0.45, "days": 1.5, "cost": 0},
         }
-        Path(file).write_text(preflight.json.dumps({"answers": [answer]}))
+        Path(file).write_text(json.dumps({"answers": [answer]}))
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(preflight.subprocess, "run", run)

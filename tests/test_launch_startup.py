@@ -158,6 +158,22 @@ def test_a_machine_that_shuts_down_while_it_installs_has_not_done_the_run(start,
     assert left(tmp_path)[0] == 75
 
 
+def test_how_it_ended_is_tried_until_it_is_on_record(start, tmp_path):
+    """For as long as the folder is out of reach; without the record nobody would know."""
+    ends = tmp_path / "run/launch/ends"
+    ends.parent.mkdir(parents=True)
+    ends.touch()  # no folder, so that nothing can be put into it
+    host = start(0)
+    log = tmp_path / "run/launch/logs/run-a1/0-3.log"
+    until(lambda: log.exists() and "ends with code 0" in log.read_text())
+    host.process.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    assert host.process.poll() is None
+    ends.unlink()
+    assert host.process.wait(PATIENCE) == 0
+    assert left(tmp_path)[0] == 0
+
+
 def test_a_machine_that_starts_again_runs_again(start, tmp_path):
     assert start(0).process.wait(PATIENCE) == 0
     shutil.rmtree(tmp_path / "repository")

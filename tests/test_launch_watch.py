@@ -1,9 +1,7 @@
 """A watcher and what can happen to it, against a local Cloud TPU whose slices have no hosts: what
 these would write to the run's folder is written here. Time is pushed by its sleeps."""
 
-import itertools
 import json
-import re
 from collections.abc import Callable
 
 import grpc
@@ -12,7 +10,7 @@ from google.cloud import tpu_v2alpha1 as tpu
 
 from biomedlm_jax.entry import UserError
 from biomedlm_jax.lock import Unrenewed
-from launch import lifecycle, refusals, spec, tpu_api, watch
+from launch import lifecycle, spec, tpu_api, watch
 from launch.logs import Logs
 from launch.tpu_api import Patience, Tpus
 from launch.watch import Shipped, Watcher
@@ -505,120 +503,6 @@ def test_several_slices_are_one_request(cloud, tmp_path):
     watched.each = lambda w: (each(w), names.extend(node.name for node in w.tpus.nodes("run-a1")))
     assert watched.over() == "done"
     assert {name.rpartition("/")[2] for name in names} == {"run-a1-0", "run-a1-1"}
-
-
-POLICY = lifecycle.Policy(
-    restarts=2, backoff=10, longest=60, least=0, queue=3600, seed="run", hosts=2
-)
-RUNNING = lifecycle.Run("running", 1, since=0.0)
-QUIET = lifecycle.Run("running", 2, since=0.0, heard=5, quiet=1e3)
-
-
-def test_pauses_double_up_to_a_limit_and_are_the_same_for_the_same_seed():
-    pauses = [POLICY.pause(1, failures) for failures in range(6)]
-    assert pauses == [POLICY.pause(1, failures) for failures in range(6)]
-    assert all(a <= b for a, b in itertools.pairwise(pauses))
-    assert pauses[-1] <= 60
-    assert POLICY.pause(2, 1) != POLICY.pause(1, 1)
-
-
-@pytest.mark.parametrize(
-    ("run", "seen", "now", "action", "why"),
-    [
-        (RUNNING, lifecycle.Seen("ACTIVE", heard=1), 1e6, "wait", ""),
-        (RUNNING, lifecycle.Seen("ACTIVE", heard=None), 1e6, "wait", ""),
-        (RUNNING, lifecycle.Seen("ACTIVE"), 1e3, "wait", ""),
-        (RUNNING, lifecycle.Seen("ACTIVE"), 2e3, "delete", "has written a word for 30 minutes"),
-        (QUIET, lifecycle.Seen("ACTIVE", heard=5), 2e3, "wait", ""),
-        (QUIET, lifecycle.Seen("ACTIVE", heard=5), 3e3, "delete", "has written a word"),
-        (QUIET, lifecycle.Seen("ACTIVE", heard=6, others={1: "ACTIVE"}), 3e3, "clear", ""),
-        (RUNNING, lifecycle.Seen("ACTIVE", ends={"0-0": 76}), 1.0, "wait", ""),
-        (RUNNING, lifecycle.Seen("ACTIVE", ends={"0-0": 0}), 1e3, "wait", ""),
-        (
-            lifecycle.Run("running", 1, since=0.0, ended=1.0),
-            lifecycle.Seen("ACTIVE", ends={"0-0": 76}),
-            62.0,
-            "delete",
-            r"missed another host \(code 76\)",
-        ),
-        (
-            lifecycle.Run("running", 1, since=0.0, ended=1.0),
-            lifecycle.Seen("ACTIVE", ends={"0-0": 0}),
-            1e3,
-            "delete",
-            "come to its end",
-        ),
-        (
-            RUNNING,
-            lifecycle.Seen("SUSPENDED", ends={"0-0": 0, "0-1": 0}),
-            1.0,
-            "delete",
-            "come to its end",
-        ),
-        (
-            lifecycle.Run("requested", 1, since=0.0),
-            lifecycle.Seen("WAITING_FOR_RESOURCES"),
-            5e3,
-            "delete",
-            "no slice came within 1 hours",
-        ),
-        (
-            lifecycle.Run("leaving", 1, since=0.0),
-            lifecycle.Seen("ACTIVE"),
-            200.0,
-            "delete",
-            "",
-        ),
-        (lifecycle.Run("leaving", 1, since=0.0), lifecycle.Seen("DELETING"), 9e9, "wait", ""),
-    ],
-)
-def test_what_is_done_about_what_is_seen(run, seen, now, action, why):
-    after, found = lifecycle.step(POLICY, run, seen, now)
-    assert found == action
-    assert not why or re.search(why, after.why)
-
-
-@pytest.mark.parametrize(
-    ("state", "ends", "outcome"),
-    [
-        ("ACTIVE", {"0-0": 75, "0-1": 75}, "stopped"),
-        ("SUSPENDED", {"0-0": 75, "0-1": 75}, "stopped"),
-        ("ACTIVE", {"0-0": 75, "0-1": 0}, "stopped"),
-        ("ACTIVE", {"0-0": 0, "0-1": 0}, "done"),
-        ("ACTIVE", {"0-0": 1, "0-1": 76}, "did not: host 0-0 failed (code 1), as did 1 more; its"),
-        ("SUSPENDED", {"0-0": 76}, "did not: its slices were taken away; its newest checkpoint is"),
-        ("ACTIVE", {"0-0": 75, "0-1": 2}, "host 0-1 ended with an error that a restart does not"),
-    ],
-)
-def test_only_what_has_saved_counts_as_stopped(state, ends, outcome):
-    seen = lifecycle.Seen(state, ends=ends, saved=7, stopping=True)
-    after, action = lifecycle.step(POLICY, RUNNING, seen, now=1.0)
-    assert action == "delete"
-    assert outcome in after.outcome
-
-
-@pytest.mark.parametrize(
-    ("code", "message", "kind"),
-    [
-        (8, FULL, "stock-out"),
-        (8, QUOTA, "quota"),
-        (8, "Insufficient quota for v5e", "quota"),
-        (8, "Quota exceeded for quota metric 'Create requests' and limit 'per minute'", "passing"),
-        (8, "Insufficient capacity for this accelerator", "stock-out"),
-        (8, "RATE_LIMIT_EXCEEDED", "passing"),
-        (14, "The zone does not have enough resources", "stock-out"),
-        (14, "Getting metadata from plugin failed with error: Reauthentication is needed", "login"),
-        (14, "Getting metadata from plugin failed with error: timed out", "passing"),
-        (14, "('invalid_grant: Bad Request', {'error': 'invalid_grant'})", "login"),
-        (16, "Request had invalid authentication credentials", "login"),
-        (9, "it is being made", "not now"),
-        (9, "Quota 'TPUS' exceeded", "quota"),
-        (3, "no such accelerator", "refused"),
-    ],
-)
-def test_what_an_answer_means(code, message, kind):
-    assert refusals.kind(code, message) == kind
-    assert refusals.advice(code, message)
 
 
 def test_a_login_that_has_expired_ends_the_watch_with_what_to_do(cloud, tmp_path):
