@@ -89,7 +89,7 @@ def test_three_preemptions_leave_the_parameters_as_they_would_have_been(store, t
     said = run.said
     assert "[0-0] step 60/60" in said
     assert "[0-1] " in said
-    assert said.endswith("the run is done\n")
+    assert said.endswith("the run is done, and nothing is left running\n")
     events = [json.loads(x) for x in (workdir / "launch/events.jsonl").read_text().splitlines()]
     kinds = [event["event"] for event in events]
     assert kinds == ["request", "active", "lost"] * 4 + ["over"]
