@@ -25,3 +25,12 @@ main.py                      the command line
 compilers/                   programs for chips that are not here, and what they take
 planning/, plan.py           will it fit, how fast, what does it cost
 """
+
+import os
+
+# Files on gs:// are read through gcsfs: TensorFlow, which etils would prefer, takes long to import
+# and has errors of its own. gcsfs is not to keep what it has listed, for others write there too,
+# nor to ask at each look what kind of bucket it is, and say so where it may not know.
+os.environ.setdefault("EPATH_USE_TF", "false")
+os.environ.setdefault("FSSPEC_GCS", '{"use_listings_cache": false}')
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")

@@ -31,7 +31,7 @@ from biomedlm_jax.arrays import Arrays
 from biomedlm_jax.checksums import checksums
 from biomedlm_jax.claim import Identity, claim, read_claim
 from biomedlm_jax.config import Experiment
-from biomedlm_jax.entry import UserError
+from biomedlm_jax.entry import Unavailable, UserError
 from biomedlm_jax.saves import (
     POSITION,
     REFUSED,
@@ -238,10 +238,12 @@ class Checkpoints:
         try:
             act()
         except UserError as error:
-            refusal, cause = str(error), error
+            passing = "passing" if isinstance(error, Unavailable) else ""
+            refusal, cause = f"{passing}\0{error}", error
         said = hosts.gather(_name("refusal"), refusal, self.experiment.run.wait_seconds)
         if any(said):
-            raise UserError(next(filter(None, said))) from cause
+            passing, _, words = min(filter(None, said)).partition("\0")
+            raise (Unavailable if passing else UserError)(words) from cause
 
     def _on_primary(self, act: Callable[[], None]) -> None:
         self._on_every_host(lambda: act() if hosts.primary() else None)
@@ -259,7 +261,7 @@ class Checkpoints:
             ):
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(
+            raise (Unavailable if unanswered(error) else UserError)(
                 f"a checkpoint could not be written to {folder_of(self.workdir)}; those that were "
                 "there are whole. See that --workdir is there and can be written, remove the cause "
                 f"and give the same command again: {reason}"

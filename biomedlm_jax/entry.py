@@ -20,6 +20,11 @@ class UserError(ValueError):
     what is allowed, and what to do; it is printed without a traceback."""
 
 
+class Unavailable(UserError):  # noqa: N818
+    """What is needed does not answer now: the storage, another machine. The same command may go
+    well later."""
+
+
 class Preempted(Exception):  # noqa: N818 (an end, not an error)
     """The machine is wanted back, and the state is saved; the same command goes on from there."""
 
@@ -28,7 +33,8 @@ class HostLost(Exception):  # noqa: N818
     """Another process of this run no longer answers; the message names it."""
 
 
-USER_ERROR, PREEMPTED, HOST_LOST = 2, 75, 76  # exit codes; 75 is EX_TEMPFAIL of sysexits.h
+# Exit codes; 69 is EX_UNAVAILABLE of sysexits.h, 75 EX_TEMPFAIL.
+USER_ERROR, UNAVAILABLE, PREEMPTED, HOST_LOST = 2, 69, 75, 76
 
 # What a process that is one of several does before it ends with an exit code; see `hosts`.
 leave: Callable[[int], None] | None = None
@@ -38,7 +44,8 @@ def run(main: Callable[[], None], check: Callable[[list[str]], None] | None = No
     """Runs `main` after absl has parsed the flags.
 
     A UserError, or what the operating system reports (disk full, no permission), becomes one line
-    and exit code 2; Preempted is 75, HostLost 76. Anything else is a bug and keeps its traceback.
+    and exit code 2, or 69 where the same may go well later; Preempted is 75, HostLost 76. Anything
+    else is a bug and keeps its traceback.
 
     check: called with the arguments before absl parses them, for messages better than absl's.
     """
@@ -46,9 +53,8 @@ def run(main: Callable[[], None], check: Callable[[list[str]], None] | None = No
     def guarded(argv: list[str]) -> None:
         # JAX logs every backend that is not there, gcsfs every file, orbax the stages of a save,
         # the futures of a save that failed each their own end; what goes wrong is raised as well.
-        for name in ("jax", "gcsfs"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        for name in ("concurrent.futures", "asyncio"):
+        logging.getLogger("jax").setLevel(logging.WARNING)
+        for name in ("gcsfs", "concurrent.futures", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         absl_logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
         with reported():
@@ -85,7 +91,8 @@ def reported() -> Iterator[None]:
         _end(HOST_LOST)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        _end(USER_ERROR)
+        passes = isinstance(error, (Unavailable, ConnectionError, TimeoutError))
+        _end(UNAVAILABLE if passes else USER_ERROR)
     except (Exception, KeyboardInterrupt):
         if leave is None:
             raise

@@ -5,6 +5,7 @@ kept in memory and it is written anew, in the background and at most once a minu
 `flush` is called.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -14,24 +15,30 @@ from typing import Any
 
 from etils import epath
 
-from biomedlm_jax.entry import UserError, in_cloud
+from biomedlm_jax.entry import Unavailable, UserError, in_cloud
 from biomedlm_jax.saves import unanswered
 
 SECONDS = 60  # between two uploads
 
 
 def read(file: epath.Path) -> list[dict[str, Any]]:
-    """The lines of a file, without one that was cut while it was written; none without a file."""
-    text = file.read_text() if file.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    """The lines of a file, without those that were cut or damaged while they were written, as by a
+    machine that lost its power; none without a file."""
+    text = file.read_bytes() if file.exists() else b""
+    found = []
+    for line in text.splitlines(keepends=True):
+        with contextlib.suppress(ValueError):
+            if line.endswith(b"\n") and isinstance(content := json.loads(line), dict):
+                found.append(content)
+    return found
 
 
 class Journal:
     """Appends to `file`, of whose lines those stay that `keep` accepts.
 
     Raises:
-      UserError: from all methods, it can not be written. What was to be is not lost by that: who
-        goes on nevertheless writes it with the next line.
+      UserError: from all methods, it can not be written, Unavailable where that may pass. What was
+        to be is not lost by that: who goes on nevertheless writes it with the next line.
     """
 
     def __init__(self, file: epath.Path, keep: Callable[[dict], bool] = lambda line: True):
@@ -84,7 +91,7 @@ class Journal:
         except Exception as error:
             if not (isinstance(error, OSError) or unanswered(error)):
                 raise
-            raise UserError(
+            raise (Unavailable if unanswered(error) else UserError)(
                 f"{self.file.name} can not be written to --workdir={self.file.parent}: "
                 f"{getattr(error, 'strerror', None) or error}; its checkpoints are whole. "
                 "Remove the cause and give the same command again"

@@ -23,13 +23,13 @@ from typing import Any, Self
 import tensorstore as ts
 from etils import epath
 
-from biomedlm_jax.entry import UserError, in_cloud
+from biomedlm_jax.entry import Unavailable, UserError, in_cloud
 
 RENEWED, COUNTS = 20.0, 90.0  # seconds
 FILE, LEASE = "lock", "lease.json"
 
 
-class Unrenewed(UserError):  # noqa: N818 (it may yet be)
+class Unrenewed(Unavailable):
     """A lease was not written anew in time, and may count no longer."""
 
 
@@ -150,7 +150,7 @@ class _Lease:
             )
 
     def _late(self) -> bool:
-        return time.monotonic() - self.renewed > COUNTS - RENEWED
+        return _now() - self.renewed > COUNTS - RENEWED
 
     def release(self) -> None:
         self.ended.set()
@@ -170,7 +170,7 @@ class _Lease:
         """Whether nobody has written since. tensorstore tries again for a quarter of an hour, which
         is longer than a lease counts; TimeoutError, an OSError, after `seconds`."""
         content = json.dumps(self.mine | {"written": time.time()})
-        began = time.monotonic()
+        began = _now()
         stamp = self.store.write(LEASE, content, if_equal=self.generation).result(seconds)
         if not stamp.generation:
             # The answer to a write that was made may be lost, and its repetition then refused.
@@ -191,6 +191,12 @@ class _Lease:
             except (OSError, ValueError) as error:
                 # Tried on: no other can have taken it where this write of its version succeeds.
                 self.failure = f": {_line(error)}"
+
+
+def _now() -> float:
+    """Seconds, of a clock that goes on while a machine sleeps, where the system has one: others do
+    not wait for it."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _holder() -> dict[str, Any]:
@@ -270,7 +276,7 @@ def _reported(workdir: epath.Path) -> Any:
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        raise UserError(
+        raise (Unavailable if isinstance(error, TimeoutError) else UserError)(
             f"--workdir={workdir} can not be written: {_line(error)}; name a folder or an existing "
             "bucket that this process may write to"
         ) from error

@@ -30,7 +30,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from biomedlm_jax import hosts, journal
 from biomedlm_jax.compilers import chips
 from biomedlm_jax.config import Experiment
-from biomedlm_jax.entry import UserError, in_cloud
+from biomedlm_jax.entry import Unavailable, UserError, in_cloud
 from biomedlm_jax.journal import Journal
 from biomedlm_jax.saves import unanswered
 from biomedlm_jax.settings import flat
@@ -326,7 +326,7 @@ class Board:
         except Exception as error:
             if not (isinstance(error, OSError) or unanswered(error)):
                 raise
-            raise UserError(
+            raise (Unavailable if unanswered(error) else UserError)(
                 f"TensorBoard's files can not be written to {self.folder}: "
                 f"{getattr(error, 'strerror', None) or error}; the run's checkpoints are whole. "
                 "Remove the cause and give the same command again"

@@ -6,7 +6,6 @@ happened, what the model writes, settings, environment and data. The page needs 
 """
 
 import datetime
-import os
 
 from absl import flags
 from etils import epath
@@ -17,8 +16,6 @@ from biomedlm_jax.pipeline.lines import appearing
 from biomedlm_jax.reports import record as records
 from biomedlm_jax.reports.page import page
 from biomedlm_jax.reports.sections import all_of, status
-
-os.environ.setdefault("EPATH_USE_TF", "false")  # or the first look at gs:// imports TensorFlow
 
 
 def write(workdir: epath.Path, output: epath.Path | None = None) -> epath.Path:

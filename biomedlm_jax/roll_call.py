@@ -10,7 +10,7 @@ import json
 import socket
 import time
 
-from biomedlm_jax.entry import HostLost, UserError
+from biomedlm_jax.entry import HostLost, Unavailable, UserError
 
 LONGEST = 1 << 20  # bytes of a line; something else may answer on a port
 
@@ -23,6 +23,7 @@ def call(coordinator: str, processes: int, process_id: int, seconds: int) -> lis
     Raises:
       UserError: the port is taken, nothing or something else answers there, two processes have
         one id, or they differ in how many there are.
+      Unavailable: process 0 can not be reached.
       HostLost: process 0 is there, and others did not come; on all that did.
     """
     host, colon, port = coordinator.rpartition(":")
@@ -92,7 +93,7 @@ def _go(coordinator: str, address: tuple[str, int], me: dict, seconds: int) -> d
         except OSError as error:
             reason = error.strerror or str(error)
         if time.monotonic() > deadline:
-            raise UserError(
+            raise Unavailable(
                 f"--coordinator={coordinator} can not be reached from {me['host']} within "
                 f"{seconds} s ({reason}); start process 0 there, name its host and a free port "
                 "alike on every host, and see that no firewall is between them"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from biomedlm_jax.entry import UserError
 from launch import prices
 from launch.checks import Check
-from launch.spec import Launch
+from launch.spec import BUCKET, Launch
 
 # Where a bucket of several regions is: on a continent, or in two of its regions. Google's page
 # "Bucket locations".
@@ -13,8 +13,12 @@ CONTINENTS = {"us": "us-", "eu": "europe-", "asia": "asia-"}
 PAIRS = {
     "nam4": ("us-central1", "us-east1"),
     "eur4": ("europe-north1", "europe-west4"),
+    "eur5": ("europe-west1", "europe-west2"),
+    "eur7": ("europe-west2", "europe-west3"),
+    "eur8": ("europe-west3", "europe-west6"),
     "asia1": ("asia-northeast1", "asia-northeast2"),
 }
+NOT_IN_EU = ("europe-west2", "europe-west6")  # London and Zurich, of which "eu" has nothing
 
 
 def placed(
@@ -29,6 +33,8 @@ def placed(
       UserError: it is elsewhere, and launch.cross_region does not allow that; it is not there.
     """
     bucket = setting.partition("=")[2].removeprefix("gs://").split("/")[0]
+    if not BUCKET.fullmatch(bucket):
+        raise UserError(f"{setting}: {bucket!r} is no name of a bucket")
     try:
         found = where(bucket)
     except UserError as error:
@@ -36,7 +42,8 @@ def placed(
     regions = PAIRS.get(found, tuple(found.split("+")))
     if launch.region in regions:
         return Check(name, "ok", f"gs://{bucket} is in {found}")
-    if launch.region.startswith(CONTINENTS.get(found, "?")):
+    around = launch.region.startswith(CONTINENTS.get(found, "?"))
+    if around and not (found == "eu" and launch.region in NOT_IN_EU):
         return Check(name, "note", f"gs://{bucket} is in several regions ({found}), from which a "
                      f"GB that is read may cost ${prices.EGRESS_GB}: {costs}")  # fmt: skip
     said = f"{setting} is in {found}, the machines in {launch.region}: {costs}"
@@ -69,7 +76,7 @@ def location(project: str) -> Callable[[str], str]:
                 f"you may not see gs://{bucket}; let its owner give you the role Storage Legacy "
                 "Bucket Reader (roles/storage.legacyBucketReader), or name another"
             ) from error
-        except (GoogleAPIError, GoogleAuthError, OSError) as error:
+        except (GoogleAPIError, GoogleAuthError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"gs://{bucket} can not be asked about now: {reason}") from error
         return "+".join(found.data_locations or [found.location]).lower()

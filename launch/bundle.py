@@ -70,7 +70,8 @@ def make(root: Path) -> Bundle:
             _add(tar, name, path)
             files.add(name)
     data = gzip.compress(packed.getvalue(), mtime=0)
-    diff = _git(root, "diff", "--binary", "HEAD")
+    # Whatever the user's git shows people otherwise.
+    diff = _git(root, "diff", "--no-ext-diff", "--no-color", "--no-textconv", "--binary", "HEAD")
     return Bundle(commit, data, frozenset(files), diff, tuple(filter(None, untracked)))
 
 
@@ -109,6 +110,11 @@ def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:
         info.type, info.linkname = tarfile.SYMTYPE, str(path.readlink())
         tar.addfile(info)
         return
+    if path.is_dir():
+        raise UserError(
+            f"{name} is a folder where git has a file, or a repository of its own, which hosts "
+            "would not get; git rm --cached it, or put the file back"
+        )
     content = path.read_bytes()
     info.size, info.mode = len(content), 0o755 if path.stat().st_mode & 0o100 else 0o644
     tar.addfile(info, io.BytesIO(content))
@@ -120,7 +126,7 @@ def _git(root: Path, *arguments: str) -> str:
     except FileNotFoundError as error:
         raise UserError("git is not installed, and hosts get what it tracks") from error
     except subprocess.CalledProcessError as error:
-        reason = error.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        reason = error.stderr.decode(errors="replace").strip().splitlines()[:1]
         raise UserError(
             f"{root} is no git repository with a commit, and hosts get what git tracks: "
             f"{''.join(reason)}"

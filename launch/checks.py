@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from biomedlm_jax import saves
 from biomedlm_jax.entry import UserError
 
 
@@ -21,8 +22,15 @@ def tried(name: str, check: Callable[[], Check]) -> Check:
     """A check's own line, or what it raises as one that is wrong."""
     try:
         return check()
-    except (UserError, OSError) as error:
+    except UserError as error:
         return Check(name, "wrong", str(error))
+    except Exception as error:
+        # How storage refuses: gcsfs has ValueErrors for that besides.
+        if not (isinstance(error, (OSError, ValueError)) or saves.unanswered(error)):
+            raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        return Check(name, "wrong", f"{name}: it can not be looked at ({reason}); see that it is "
+                     "there and that you may read it, and try again")  # fmt: skip
 
 
 def table(checks: Sequence[Check]) -> str:
@@ -44,5 +52,5 @@ def confirmed(question: str) -> bool:
     """Whether a person says yes; no where nobody is there."""
     try:
         return bool(re.fullmatch(r"y(es)?", input(f"{question} [y/N] ").strip(), re.IGNORECASE))
-    except EOFError:
+    except (EOFError, KeyboardInterrupt, RuntimeError):  # the last is that there is no input at all
         return False

@@ -10,12 +10,13 @@ not finished. --dry_run prints the commands.
 """
 
 import io
+import re
 import shlex
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -46,13 +47,24 @@ include = ["biomedlm_jax*", "data*"]
 """
 
 
-def problems(launch: Launch, input: str, output: str) -> list[str]:
-    """What can be seen to be wrong without asking anybody, one line each."""
+def problems(
+    launch: Launch, input: str, output: str, size: int | None, others: Mapping[str, str | None]
+) -> list[str]:
+    """What can be seen to be wrong without asking anybody, one line each.
+
+    size: of a vocabulary that is made. others: {flag: folder} of what is read besides.
+    """
     mine = ("--name", "--project", "--zone")  # there is no run, and no chip
     found = [said for said in spec.problems(launch) if said.startswith(mine)]
-    for name, value in {"input": input, "output": output}.items():
-        if not in_cloud(value):
+    for name, value in {"input": input, "output": output, **others}.items():
+        if value and not in_cloud(value):
             found.append(f"--{name}={value} is not on gs://, where Dataflow's workers can reach it")
+        elif value and not re.fullmatch(rf"gs://{spec.BUCKET.pattern}/[^/].*", value):
+            found.append(f"--{name}={value} is not gs://BUCKET/FOLDER")
+    if (size is None) == (others["vocabulary"] is None):
+        found.append("say --size=28896, tokens of a vocabulary to make, or --vocabulary=gs://...")
+    if f"{output.rstrip('/')}/".startswith(f"{input.rstrip('/')}/"):
+        found.append(f"--output={output} is in --input={input}; name another folder")
     return found
 
 
@@ -152,9 +164,8 @@ def preflight(
         found.append(
             tried(name, lambda s=setting, n=name: buckets.placed(launch, s, n, where, moved))
         )
-    if found[0].verdict != "wrong" and not epath.Path(input).exists():
-        said = f"--input={input} is not there; copy NCBI's files to it first"
-        found.append(Check("input", "wrong", said))
+    if found[0].verdict != "wrong":
+        found.append(tried("input", lambda: _there(input)))
     hour = prices.worker_hour(machine, DISK_GB)
     each = "an unknown price" if hour is None else f"${hour:,.2f} an hour"
     most = "" if hour is None else f", ${workers * hour:,.2f} in all"
@@ -163,6 +174,12 @@ def preflight(
         "many hours is not known before"
     )
     return [*found, Check("cost", "note", said)]
+
+
+def _there(input: str) -> Check:
+    if not epath.Path(input).exists():
+        raise UserError(f"--input={input} is not there; copy NCBI's files to it first")
+    return Check("input", "ok", f"{input} is there")
 
 
 def left(launch: Launch, name: str) -> str:
@@ -183,7 +200,8 @@ def main(of_corpus: Sequence[str]) -> None:
     """
     given = flags.FLAGS
     launch = spec.from_flags()
-    if wrong := problems(launch, given.input, given.output):
+    others = {"vocabulary": given.vocabulary, "benchmarks": given.benchmarks}
+    if wrong := problems(launch, given.input, given.output, given.size, others):
         raise UserError("\n".join(wrong))
     copy = bundle.make(ROOT)
     corpus = [given[name].serialize() for name in of_corpus if given[name].present]
@@ -219,6 +237,8 @@ def main(of_corpus: Sequence[str]) -> None:
         done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False)
     except KeyboardInterrupt:
         raise UserError(left(launch, name)) from None
+    if done.returncode == entry.USER_ERROR:
+        raise UserError("data.build has refused it; see above")
     if done.returncode:
         raise UserError(
             f"data.build ended with code {done.returncode}; see above. If its job is still there, "

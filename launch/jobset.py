@@ -171,8 +171,13 @@ def validated(manifest: dict[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: a field that they do not have, or of another type.
     """
-    import pydantic
-    from kubeflow_trainer_api.models import jobset_v1alpha2_job_set as schema  # 1 s
+    try:
+        import pydantic
+        from kubeflow_trainer_api.models import jobset_v1alpha2_job_set as schema  # 1 s
+    except ImportError as missing:
+        raise UserError(
+            f'launch.gke needs JobSet\'s schema ({missing}): pip install -e ".[gcp]"'
+        ) from None
 
     try:
         read = schema.JobsetV1alpha2JobSet.from_dict(manifest)

@@ -16,24 +16,17 @@ from etils import epath
 
 from biomedlm_jax import journal, saves
 from biomedlm_jax.entry import UserError
-from launch import prices, requests
+from launch import requests
 from launch.lifecycle import AGAIN, SETTLED
+from launch.prices import costs
 from launch.spec import Launch
-from launch.tpu_api import Patience, Tpus, Unanswered
+from launch.tpu_api import Patience, Tpus, Unanswered, name_of
 
 EVENTS = "events.jsonl"  # in `Launch.place`
 INTERRUPTED = 130  # exit code of a program that Ctrl-C ends
 LIMIT = 1800.0  # seconds, after which what does not go is left to a person
+TRIED = Patience().whole + Patience().answer  # seconds, at most, for which one request is tried
 LAST_LOOK = Patience(whole=60.0)  # of somebody who waits for the prompt
-
-
-def costs(launch: Launch) -> str:
-    """Of an hour, for people."""
-    price = prices.chip_hour(launch.machine, launch.price)
-    whose = "--price" if launch.price else "the list price"
-    most = "at most " if launch.capacity == "spot" else ""
-    hour = price * launch.chips
-    return f"{launch.chips} chips cost {most}${hour:,.2f} an hour at {whose}"
 
 
 def delete_command(launch: Launch) -> str:
@@ -45,36 +38,37 @@ def delete_command(launch: Launch) -> str:
 
 
 def asked_for(launch: Launch) -> tuple[str, float]:
-    """(name, when) of a request of which the record does not say what became of it; ("", 0.0) if
-    there is none. Where the record is out of reach, the name says so, and the time is now."""
+    """(name, until when it may appear) of a request that was asked for last and that nobody may
+    have seen; ("", 0.0) if there is none. Where the record is out of reach, the name says so."""
     try:
         lines = journal.read(epath.Path(launch.place) / EVENTS)
     except Exception as error:
         if not (isinstance(error, OSError) or saves.unanswered(error)):
             raise
-        return f"one that {EVENTS} could tell of, which can not be read,", time.time()
-    if not lines or lines[-1]["event"] != "request":
+        return f"one that {EVENTS} could tell of, which can not be read,", time.time() + SETTLED
+    kind = lines[-1]["event"] if lines else ""
+    if kind not in ("request", "asked", "unanswered", "interrupted"):
         return "", 0.0
-    return lines[-1]["name"], lines[-1]["time"]
+    # A launcher that was killed while it asked may have tried for as long as it does.
+    tried = TRIED if kind == "request" else 0.0
+    return lines[-1]["name"], lines[-1]["time"] + tried + SETTLED
 
 
 def left(launch: Launch, tpus: Tpus) -> str:
     """For people: what is there and what it costs."""
-    name, when = asked_for(launch)
     try:
-        names = [one.name for one in tpus.of_launch().values()]
+        found = tpus.of_launch(strict=False).values()
     except UserError as error:
         return f"whether requests by the name {launch.name}-aN are there is not known: {error}"
+    names = [f"{one.name} ({name_of(one.state.state)})" for one in found]
     if names:
         return (
             f"{', '.join(names)} goes on without this command; {costs(launch)}; the same command "
             "watches it again"
         )
-    if name and time.time() - when <= SETTLED:
-        return (
-            f"{name} was asked for {time.time() - when:.0f} s ago, is not there yet, and may come; "
-            f"then {costs(launch)}"
-        )
+    name, until = asked_for(launch)
+    if name and time.time() < until:
+        return f"{name} was asked for, is not there yet, and may come; then {costs(launch)}"
     return "nothing is left running"
 
 
@@ -83,25 +77,31 @@ def delete_all(
     tpus: Tpus,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.time,
+    told_all: Callable[[], None] = lambda: None,
 ) -> None:
     """Deletes all by the launch's name, each again where it does not go, and returns when it is
     gone and nothing more can come.
+
+    told_all: called once, when all that is there has been told to go: the run's folder, which may
+      be out of reach for minutes, comes after what costs money.
 
     Raises:
       UserError: something can not be deleted, or is there after `LIMIT`; the others are deleted.
     """
     began, told, gone = clock(), dict[str, float](), set[str]()
-    (late, when), said = asked_for(launch), False
+    late, until, said, first = "", 0.0, False, True
     while True:
         there = {
-            requests.attempt_id(launch, number): request.state.state.name
-            for number, request in tpus.of_launch().items()
+            requests.attempt_id(launch, number): name_of(request.state.state)
+            for number, request in tpus.of_launch(strict=False).items()
         }
         for name in sorted(told.keys() - there.keys() - gone):
             print(f"{name} is deleted", flush=True)
             gone.add(name)
         refused: UserError | None = None
         for name, state in there.items():
+            if state == "DELETING":
+                told.setdefault(name, clock())
             if name in told and (state == "DELETING" or clock() - told[name] < AGAIN):
                 continue
             try:
@@ -113,7 +113,10 @@ def delete_all(
                 refused = error
         if refused is not None:
             raise refused
-        wait = when + SETTLED - clock() if late and late not in gone else 0.0
+        if first:
+            told_all()
+            (late, until), first = asked_for(launch), False
+        wait = until - clock() if late and late not in gone else 0.0
         if not there and wait <= 0:
             return
         if not there and not said:
@@ -144,21 +147,27 @@ def named(launch: Launch, tpus: Tpus, delete: bool = False) -> Iterator[None]:
             try:
                 delete_all(launch, tpus)
             except (Exception, KeyboardInterrupt):
-                _say(f"\nnot all is deleted: {left(launch, _hurried(tpus))}")
+                _say("\nnot all is deleted")
+                _say_left(launch, tpus)
                 raise
         else:
-            _say(left(launch, _hurried(tpus)))
+            _say_left(launch, tpus)
         sys.exit(INTERRUPTED)
     except Exception:
-        _say(f"What ends all of it:\n  {delete_command(launch)}\n{left(launch, _hurried(tpus))}")
+        _say(f"What ends all of it:\n  {delete_command(launch)}")
+        _say_left(launch, tpus)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _hurried(tpus: Tpus) -> Tpus:
+def _say_left(launch: Launch, tpus: Tpus) -> None:
+    """At the very end, where nothing may hide what is on its way to a person."""
     whole = min(tpus.patience.whole, LAST_LOOK.whole)
-    return Tpus(tpus.launch, dataclasses.replace(tpus.patience, whole=whole))
+    try:
+        _say(left(launch, Tpus(launch, dataclasses.replace(tpus.patience, whole=whole))))
+    except (Exception, KeyboardInterrupt) as error:
+        _say(f"what is there is not known: {str(error) or type(error).__name__}")
 
 
 def _say(line: str) -> None:

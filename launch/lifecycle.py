@@ -14,7 +14,7 @@ import random
 from collections.abc import Mapping
 from typing import Literal
 
-from biomedlm_jax.entry import HOST_LOST, PREEMPTED, USER_ERROR
+from biomedlm_jax.entry import HOST_LOST, PREEMPTED, UNAVAILABLE, USER_ERROR
 from launch import refusals
 
 Phase = Literal["waiting", "requested", "running", "leaving", "over"]
@@ -27,6 +27,7 @@ SILENCE = 1800.0  # in which some host of an active slice must write something
 SETTLED = 120.0  # after which a request that the API does not know will not appear any more
 ILL = 900.0  # seconds for which a node may be unhealthy
 AGAIN = 120.0  # seconds, until what is to be deleted and does not go is deleted again
+LOOKS = 2  # in a row that find nothing, before what was there counts as gone
 LATE = 900.0  # seconds after the end of the queueing policy, when the API has said nothing
 
 
@@ -74,8 +75,10 @@ class Seen:
 class Run:
     """attempt: of the request that is, or was last, there. since: when the phase began. until: when
     waiting ends. failures: in a row. saved: the newest checkpoint when the attempt was asked for.
-    known: whether its request was seen. ended, ill: when the first host ended, when a node was
-    first ill; 0 is not. heard: as last seen; quiet: when that was new. why: the phase began.
+    asked: whether the API has taken its request; known: whether that was seen; absent: looks in a
+    row that did not find it. ended, ill: when the first host ended, when a node was first ill; 0 is
+    not. heard: as last seen; quiet: when that was new. refused: requests in a row for which there
+    were no chips; seeking: when the first of them was made. why: the phase began.
     outcome: how all of it ends, "" while that is open: "done", "stopped" (it has saved),
     "withdrawn" (nothing ran when it was to stop), or the reason why it was given up."""
 
@@ -85,11 +88,15 @@ class Run:
     until: float = 0.0
     failures: int = 0
     saved: int = 0
+    asked: bool = False
     known: bool = False
+    absent: int = 0
     ended: float = 0.0
     ill: float = 0.0
     heard: int = 0
     quiet: float = 0.0
+    refused: int = 0
+    seeking: float = 0.0
     why: str = ""
     outcome: str = ""
 
@@ -108,11 +115,13 @@ def _step(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Action
             if seen.others:
                 return run, "wait"
             if seen.stopping:
-                return _over(run, "withdrawn", now), "wait"
+                return _over(run, seen, "withdrawn", now), "wait"
             return run, "create" if now >= run.until else "wait"
         case "leaving":
+            run = dataclasses.replace(run, absent=0 if seen.state else run.absent + 1)
             if not seen.state:
-                return run if seen.others else _gone(policy, run, now), "wait"
+                gone = run.absent >= LOOKS and not seen.others
+                return _gone(policy, run, seen, now) if gone else run, "wait"
             if seen.state not in ("DELETING", "SUSPENDING") and now - run.since > AGAIN:
                 return dataclasses.replace(run, since=now), "delete"
             return run, "wait"
@@ -121,7 +130,9 @@ def _step(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Action
             return run, "wait"
         why = "it was asked for, and the API does not know it"
         return _failed(policy, run, seen, why, now), "delete"
-    run = dataclasses.replace(run, known=True)
+    run = dataclasses.replace(run, known=True, absent=0 if seen.state else run.absent + 1)
+    if not seen.state and run.absent < LOOKS:
+        return run, "wait"
     if not seen.state or seen.state == "DELETING":
         why = "its request was deleted by somebody else"
         return _leaving(run, why, now, outcome=why), "wait"
@@ -140,19 +151,27 @@ def _step(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Action
     if seen.state in COMING:
         return _coming(policy, run, seen, now)
     if run.phase == "requested":
-        run = dataclasses.replace(run, phase="running", since=now, quiet=now, why="")
+        run = dataclasses.replace(
+            run, phase="running", since=now, quiet=now, why="", refused=0, seeking=0.0
+        )
     return _running(policy, run, seen, now)
 
 
-def created(run: Run, saved: int, now: float) -> Run:
-    """The next attempt's request is in the queue, or may be: the API's answer has not come."""
-    return Run("requested", run.attempt + 1, now, failures=run.failures, saved=saved)
+def created(run: Run, saved: int, now: float, asked: bool = True) -> Run:
+    """The next attempt's request is in the queue; without `asked` it may be, for the API's answer
+    has not come."""
+    return dataclasses.replace(
+        Run("requested", run.attempt + 1, now, failures=run.failures, saved=saved, asked=asked),
+        refused=run.refused,
+        seeking=run.seeking,
+    )
 
 
 def not_created(policy: Policy, run: Run, saved: int, why: str, now: float) -> Run:
-    """The next attempt's request was refused, for reasons that may pass."""
-    asked = dataclasses.replace(run, attempt=run.attempt + 1, saved=saved)
-    return _gone(policy, _failed(policy, asked, Seen("", saved=saved), why, now), now)
+    """The next attempt's request was refused, for lack of chips."""
+    seen = Seen("", saved=saved)
+    asked = dataclasses.replace(run, attempt=run.attempt + 1, since=now, saved=saved)
+    return _gone(policy, _unserved(policy, asked, seen, why, now), seen, now)
 
 
 def _coming(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Action]:
@@ -173,7 +192,9 @@ def _running(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Act
     if seen.ends and not bad and now - run.ended > ILL:
         return _leaving(run, "the run has come to its end", now, outcome="done"), "delete"
     if bad:
-        if USER_ERROR in bad.values():
+        # The settings are those with which it has saved, where it has: then it is tried once more.
+        tried = not seen.saved or (seen.saved <= run.saved and run.failures > 0)
+        if USER_ERROR in bad.values() and tried:
             host = next(host for host, code in bad.items() if code == USER_ERROR)
             why = f"host {host} ended with an error that a restart does not repair (code 2)"
             return _leaving(run, why, now, outcome=why), "delete"
@@ -182,12 +203,13 @@ def _running(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Act
         if seen.stopping and set(bad.values()) == {PREEMPTED}:
             return _leaving(run, "it has saved and ended", now, outcome="stopped"), "delete"
         return _failed(policy, run, seen, ended(bad), now), "delete"
-    if seen.heard is None or seen.heard != run.heard:
+    working = seen.heard is not None and seen.heard != run.heard
+    if working or seen.heard is None:
         run = dataclasses.replace(run, heard=seen.heard or run.heard, quiet=now)
     if now - run.quiet > SILENCE:
         why = f"no host has written a word for {SILENCE / 60:.0f} minutes"
         return _failed(policy, run, seen, why, now), "delete"
-    if not seen.ill:
+    if not seen.ill or working:
         return dataclasses.replace(run, ill=0.0), "wait"
     run = run if run.ill else dataclasses.replace(run, ill=now)
     if now - run.ill > ILL:
@@ -197,7 +219,11 @@ def _running(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Act
 
 def ended(bad: Mapping[str, int]) -> str:
     """In words, hosts that did not end well."""
-    names = {PREEMPTED: "was preempted", HOST_LOST: "missed another host"}
+    names = {
+        PREEMPTED: "was preempted",
+        HOST_LOST: "missed another host",
+        UNAVAILABLE: "got no answer",
+    }
     host, code = min(bad.items(), key=lambda end: (end[1] in names, end[0]))
     more = f", as did {len(bad) - 1} more" if bad.keys() - {host} else ""
     return f"host {host} {names.get(code, 'failed')} (code {code}){more}"
@@ -210,7 +236,20 @@ def _refused(policy: Policy, run: Run, seen: Seen, now: float) -> Run:
     if code and refusals.kind(code, message) in ("quota", "refused"):
         why = f"{why}; {refusals.advice(code, message)}"
         return _leaving(run, why, now, outcome=why)
+    if code and refusals.kind(code, message) == "stock-out":
+        return _unserved(policy, run, seen, why, now)
     return _failed(policy, run, seen, why, now)
+
+
+def _unserved(policy: Policy, run: Run, seen: Seen, why: str, now: float) -> Run:
+    """There are no chips, which is no failure of the run's, for as long as requests may wait."""
+    seeking, outcome = run.seeking or run.since, ""
+    if now - seeking > policy.queue:
+        outcome = f"no chips came within {policy.queue / 3600:g} hours (launch.queue_hours): {why}"
+    if seen.stopping:
+        outcome = "withdrawn"
+    run = dataclasses.replace(run, refused=run.refused + 1, seeking=seeking)
+    return _leaving(run, why, now, outcome)
 
 
 def _failed(policy: Policy, run: Run, seen: Seen, why: str, now: float) -> Run:
@@ -233,15 +272,15 @@ def _failed(policy: Policy, run: Run, seen: Seen, why: str, now: float) -> Run:
 
 
 def _leaving(run: Run, why: str, now: float, outcome: str = "") -> Run:
-    return dataclasses.replace(run, phase="leaving", since=now, why=why, outcome=outcome)
+    return dataclasses.replace(run, phase="leaving", since=now, why=why, outcome=outcome, absent=0)
 
 
-def _gone(policy: Policy, run: Run, now: float) -> Run:
+def _gone(policy: Policy, run: Run, seen: Seen, now: float) -> Run:
     if run.outcome:
-        return _over(run, run.outcome, now)
-    until = now + policy.pause(run.attempt, run.failures)
+        return _over(run, seen, run.outcome, now)
+    until = now + policy.pause(run.attempt, run.failures + run.refused)
     return dataclasses.replace(run, phase="waiting", since=now, until=until, ended=0.0, ill=0.0)
 
 
-def _over(run: Run, outcome: str, now: float) -> Run:
-    return dataclasses.replace(run, phase="over", since=now, outcome=outcome)
+def _over(run: Run, seen: Seen, outcome: str, now: float) -> Run:
+    return dataclasses.replace(run, phase="over", since=now, outcome=outcome, saved=seen.saved)

@@ -4,6 +4,7 @@ at once.
 `local` asks nobody; `cloud` asks Google's APIs; `planned` asks the compiler what the run will need.
 """
 
+import contextlib
 import difflib
 import json
 import posixpath
@@ -49,6 +50,9 @@ def local(
         said = f"{launch.name}: {slices}{launch.accelerator}{zone}, {hosts}, {launch.capacity}"
         found.append(Check("names", "ok", said))
         found.append(tried("config", lambda: _config(launch, changes, bundle)))
+        with contextlib.suppress(UserError):  # which is said already
+            experiment = spec.experiment(launch, changes)
+            found += _of_this_machine(launch, experiment) if in_cloud(launch.workdir) else []
     found.append(tried("versions", _versions))
     left = bundle.diff or bundle.untracked
     found.append(Check("tree", "note" if left else "ok", bundle.described()))
@@ -83,7 +87,7 @@ def stored(
     """Of the bucket, the run's folder, and what the run reads. bucket_location: see `cloud`."""
     checks: dict[str, Callable[[], Check]] = {
         "bucket": lambda: _bucket(launch, experiment, bucket_location),
-        "workdir": lambda: _workdir(launch, experiment),
+        "workdir": lambda: workdir(launch, experiment),
         "data": lambda: _data(launch, experiment, bucket_location),
     }
     return [tried(name, check) for name, check in checks.items()]
@@ -96,7 +100,8 @@ def planned(launch: Launch, changes: Sequence[str], experiment: Experiment) -> C
     not counted."""
     machine = named(launch.machine.plan_topology)
     if reason := child.missing(machine.platform):
-        return Check("plan", "note", f"not known: {reason}")
+        said = f"whether it fits and for how long are not known: {reason}; {prices.costs(launch)}"
+        return Check("plan", "note", said)
     price = prices.chip_hour(launch.machine, launch.price)
     command = ["--config=" + launch.config, *changes, f"--topology={machine.name}"]
     if launch.slices > 1:
@@ -126,6 +131,37 @@ def _config(launch: Launch, changes: Sequence[str], bundle: Bundle) -> Check:
             f"--config={launch.config} is no file that git tracks, and hosts get those alone; "
             f"git add {launch.config}"
         )
+    axes = meshed(launch, experiment)
+    shape = " x ".join(f"{name} {size}" for name, size in axes.items() if size > 1)
+    said = f"{launch.config}: {experiment.run.steps:,} steps of {experiment.data.batch}, {shape}"
+    return Check("config", "ok", said)
+
+
+def read(experiment: Experiment) -> dict[str, str]:
+    """{setting: folder} of what hosts read."""
+    from biomedlm_jax.start import PREFIX
+
+    found = {"config.start": experiment.start.removeprefix(PREFIX)}
+    if task := experiment.task:
+        found |= {"config.task.benchmarks": task.benchmarks}
+        found |= {"config.task.vocabulary": task.vocabulary}
+    else:
+        found |= {"config.data.store": experiment.data.store}
+    return {name: place for name, place in found.items() if place}
+
+
+def _of_this_machine(launch: Launch, experiment: Experiment) -> list[Check]:
+    """What hosts would read and do not have."""
+    said = (
+        "is a folder of this machine, which hosts do not have; copy it to "
+        f"gs://{launch.bucket} and name it there"
+    )
+    needed = read(experiment).items()
+    return [Check("data", "wrong", f"{n}={x} {said}") for n, x in needed if not in_cloud(x)]
+
+
+def meshed(launch: Launch, experiment: Experiment) -> dict[str, int]:
+    """{axis: size} on the chips of a launch. Raises UserError where the run does not divide so."""
     axes = mesh.sizes(experiment.mesh, launch.chips)
     mesh.check(experiment, axes)
     if axes["data"] % launch.slices:
@@ -133,9 +169,7 @@ def _config(launch: Launch, changes: Sequence[str], bundle: Bundle) -> Check:
             f"config.mesh.data={axes['data']} does not divide over --slices={launch.slices}: of "
             "the axes only data goes from one slice to another"
         )
-    shape = " x ".join(f"{name} {size}" for name, size in axes.items() if size > 1)
-    said = f"{launch.config}: {experiment.run.steps:,} steps of {experiment.data.batch}, {shape}"
-    return Check("config", "ok", said)
+    return axes
 
 
 def _versions() -> Check:
@@ -175,11 +209,6 @@ def _runtime(launch: Launch, versions: list[str]) -> Check:
 
 
 def _bucket(launch: Launch, experiment: Experiment, where: Callable[[str], str]) -> Check:
-    if not launch.bucket and not Path(launch.workdir).is_absolute():
-        raise UserError(
-            f"--workdir={launch.workdir} means another folder on each host; name gs://BUCKET/..., "
-            "or from / on a folder that all of them share"
-        )
     if not launch.bucket:
         return Check("bucket", "note", f"{launch.workdir} is a folder, which all hosts must share")
     return buckets.placed(
@@ -200,37 +229,40 @@ def _crossing(experiment: Experiment) -> str:
     )
 
 
-def _workdir(launch: Launch, experiment: Experiment) -> Check:
-    workdir = epath.Path(launch.workdir)
-    if not (workdir / "config.json").exists():
+def workdir(launch: Launch, experiment: Experiment) -> Check:
+    """Whether the folder is this run's, or nobody's. Raises UserError where it is another's."""
+    folder = epath.Path(launch.workdir)
+    if not (folder / "config.json").exists():
         return Check("workdir", "ok", f"{launch.workdir} is new")
-    if changed := settings.differences(experiment, read_claim(workdir).experiment):
+    if changed := settings.differences(experiment, read_claim(folder).experiment):
         raise UserError(
             f"--workdir={launch.workdir} belongs to a run with other settings: "
             f"{'; '.join(changed)}; name another --workdir"
         )
-    step = max(saves.steps_in(workdir), default=0)
+    step = max(saves.steps_in(folder), default=0)
     return Check("workdir", "ok", f"{launch.workdir} goes on from step {step:,}")
 
 
 def _data(launch: Launch, experiment: Experiment, where: Callable[[str], str]) -> Check:
-    place = experiment.task.benchmarks if experiment.task else experiment.data.store
-    name = "config.task.benchmarks" if experiment.task else "config.data.store"
-    if in_cloud(launch.workdir) and not in_cloud(place):
-        raise UserError(
-            f"{name}={place} is a folder of this machine, which hosts do not have; copy it to "
-            f"gs://{launch.bucket} and name it there"
-        )
-    check = Check("data", "ok", place)
-    if in_cloud(place) and not place.startswith(f"gs://{launch.bucket}/"):
-        check = buckets.placed(launch, f"{name}={place}", "data", where, _reading(experiment))
-    if not experiment.task and not (epath.Path(place) / "manifest.json").exists():
-        raise UserError(f"{name}={place} is no store: it has no manifest.json; see data.build")
-    return check
+    found = []
+    for name, place in read(experiment).items():
+        check = Check("data", "ok", place)
+        if in_cloud(place) and not place.startswith(f"gs://{launch.bucket}/"):
+            check = buckets.placed(launch, f"{name}={place}", "data", where, _reading(experiment))
+        store = name == "config.data.store"
+        if store and not (epath.Path(place) / "manifest.json").exists():
+            raise UserError(f"{name}={place} is no store: it has no manifest.json; see data.build")
+        if not store and not epath.Path(place).exists():
+            raise UserError(f"{name}={place} is not there; copy it there first")
+        found.append(check)
+    notes = [check for check in found if check.verdict == "note"]
+    return Check("data", "note" if notes else "ok", "; ".join(x.said for x in notes or found))
 
 
 def _reading(experiment: Experiment) -> str:
     """What the tokens of a run cost between regions."""
+    if experiment.task:
+        return f"what each host reads, at ${prices.EGRESS_GB} a GB or more"
     tokens = experiment.run.steps * experiment.data.batch * experiment.model.context
     size = tokens * BYTES_OF_TOKEN / 1e9
     return (

@@ -7,6 +7,7 @@ day and is in no table: at most as much, mostly a third of it or less.
 """
 
 from launch.machines import Machine
+from launch.spec import Launch
 
 AS_OF = "2025"
 CHIP_HOUR = {
@@ -31,6 +32,14 @@ GB_OF_VCPU = {"standard": 4, "highmem": 8, "highcpu": 1}  # of a machine type's 
 def chip_hour(machine: Machine, price: float = 0.0) -> float:
     """Dollars of a chip-hour. price: the user's own; 0 is the list price."""
     return price or CHIP_HOUR[machine.kind]
+
+
+def costs(launch: Launch) -> str:
+    """Of an hour, for people."""
+    hour = chip_hour(launch.machine, launch.price) * launch.chips
+    whose = "--price" if launch.price else "the list price"
+    most = "at most " if launch.capacity == "spot" else ""
+    return f"{launch.chips} chips cost {most}${hour:,.2f} an hour at {whose}"
 
 
 def worker_hour(machine_type: str, disk_gb: int) -> float | None:

@@ -10,11 +10,18 @@ import functools
 import os
 from collections.abc import Callable
 
-import grpc
-from google.api_core import exceptions
-from google.auth.exceptions import GoogleAuthError
-from google.cloud import cloudquotas_v1
-from google.cloud.cloudquotas_v1.services.cloud_quotas.transports import CloudQuotasGrpcTransport
+try:
+    import grpc
+    from google.api_core import exceptions
+    from google.auth.exceptions import GoogleAuthError
+    from google.cloud import cloudquotas_v1
+    from google.cloud.cloudquotas_v1.services.cloud_quotas.transports import (
+        CloudQuotasGrpcTransport,
+    )
+except ImportError as missing:
+    raise SystemExit(
+        f'error: launch.tpu needs google-cloud-quotas ({missing}): pip install -e ".[gcp]"'
+    ) from None
 
 from biomedlm_jax.entry import UserError
 from launch import refusals

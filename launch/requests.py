@@ -8,7 +8,7 @@ try:
     from google.cloud import tpu_v2alpha1 as tpu
 except ImportError as missing:
     raise SystemExit(
-        f"error: launch.tpu needs google-cloud-tpu ({missing}): pip install it"
+        f'error: launch.tpu needs google-cloud-tpu ({missing}): pip install -e ".[gcp]"'
     ) from None
 
 from launch.login import SCOPE

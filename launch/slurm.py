@@ -7,21 +7,24 @@ repository's folder, on a file system that all nodes see. --dry_run prints the l
 node will run.
 """
 
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
 from biomedlm_jax import entry
 from biomedlm_jax.compilers.topologies import GPUS_OF_A_HOST
 from biomedlm_jax.entry import UserError
-from launch import spec
+from launch import preflight, spec
 from launch.spec import Launch
 
 SCRIPT = "launch/slurm.sh"
+ROOT = Path(__file__).parent.parent
 
 
 def submission(launch: Launch, settings: Sequence[str]) -> list[str]:
@@ -35,6 +38,11 @@ def submission(launch: Launch, settings: Sequence[str]) -> list[str]:
     machine = launch.machine
     if machine.tpu:
         raise UserError(f"--accelerator={machine.name}: Slurm is for GPUs; use launch.tpu or gke")
+    if launch.capacity != "on-demand" or launch.slices != 1:
+        raise UserError(
+            f"--capacity={launch.capacity} and --slices={launch.slices} are Google Cloud's; a "
+            "partition of Slurm is named in the launch file, and its nodes by --accelerator"
+        )
     options = {
         "job-name": launch.name,
         "nodes": launch.hosts,
@@ -42,6 +50,7 @@ def submission(launch: Launch, settings: Sequence[str]) -> list[str]:
         "time": f"{launch.slurm.hours}:00:00",
         "partition": launch.slurm.partition,
         "account": launch.slurm.account,
+        "export": f"ALL,PYTHON={launch.python}" if launch.python else "",
     }
     whole = machine.chips_of_host == GPUS_OF_A_HOST  # then nobody else is on the node
     return [
@@ -64,11 +73,17 @@ def main(settings: Sequence[str]) -> None:
     launch = spec.from_flags()
     if wrong := spec.problems(launch, cloud=False):
         raise UserError("\n".join(wrong))
-    spec.experiment(launch, settings)
+    experiment = spec.experiment(launch, settings)
+    preflight.meshed(launch, experiment)
+    preflight.workdir(launch, experiment)
     command = submission(launch, settings)
     print(shlex.join(command), flush=True)
     if flags.FLAGS.dry_run:
-        subprocess.run(["bash", *command[command.index(SCRIPT) :], "--dry_run"], check=True)
+        script = ["bash", str(ROOT / SCRIPT), *command[command.index(SCRIPT) + 1 :], "--dry_run"]
+        environment = os.environ | ({"PYTHON": launch.python} if launch.python else {})
+        done = subprocess.run(script, cwd=ROOT, env=environment, check=False)
+        if done.returncode:
+            raise UserError(f"{SCRIPT} ended with code {done.returncode}; see above")
         return
     if shutil.which(command[0]) is None:
         raise UserError("there is no sbatch; say this where jobs are submitted, or --dry_run")

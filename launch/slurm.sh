@@ -11,7 +11,7 @@
 #
 # The job puts itself back into the queue when Slurm wants its nodes (a partition's GraceTime is the
 # time to save) or its hours are over, for the run then saves and ends with 75, and when a host is lost
-# (76). The same job then goes on from its newest save. An error of the user's (2) or of the program
+# (76) or what it needs does not answer (69). The same job then goes on from its newest save. An error of the user's (2) or of the program
 # (1) ends it. `scancel JOB` ends it at once, at the newest save.
 #
 #   bash launch/slurm.sh --dry_run --config=... --workdir=...    prints what every node runs
@@ -89,7 +89,7 @@ for wrong in 2 1; do
   [[ " $codes" != *" $wrong "* ]] || exit "$wrong"
 done
 # A process that is told before it can save ends by the signal.
-((code != 0)) && [[ -n $wanted || " $codes" == *" 75 "* || " $codes" == *" 76 "* ]] || exit "$code"
+((code != 0)) && [[ -n $wanted || " $codes" =~ \ (69|75|76)\  ]] || exit "$code"
 state=$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")
 if [[ $state != RUNNING ]]; then
   echo "not put back into the queue: the job is $state"  # scancel; or Slurm does it itself

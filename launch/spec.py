@@ -26,7 +26,9 @@ from launch.machines import Machine
 DEFAULT = "configs/launch.yaml"
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")  # leaves room for what back ends append
 PROJECT = re.compile(r"([a-z][-a-z0-9.]*[a-z0-9]:)?[a-z][-a-z0-9]{4,28}[a-z0-9]")
-ZONE = re.compile(r"[a-z]+-[a-z]+\d+-[a-z]")
+ZONE = re.compile(r"[a-z]+-[a-z]+\d+-([a-z]|ai\d+[a-z])")
+RESOURCE = re.compile(r"[a-z0-9]([-a-z0-9_./:@]*[a-z0-9])?")  # of networks, accounts, versions
+LONGEST_QUEUE = 24 * 365.0  # hours
 BUCKET = re.compile(r"[a-z0-9][-a-z0-9_.]{1,61}[a-z0-9]")
 
 
@@ -92,6 +94,10 @@ class Launch:
         for field in ("restarts", "price"):
             if getattr(self, field) < 0:
                 raise UserError(f"launch.{field}={getattr(self, field)} is not 0 or more")
+        if self.queue_hours > LONGEST_QUEUE:
+            raise UserError(
+                f"launch.queue_hours={self.queue_hours} is more than a year, {LONGEST_QUEUE:g}"
+            )
         if self.backoff_limit_seconds < self.backoff_seconds:
             raise UserError(
                 f"launch.backoff_limit_seconds={self.backoff_limit_seconds} is less than "
@@ -147,8 +153,17 @@ def problems(launch: Launch, cloud: bool = True) -> list[str]:
             f"--name={launch.name!r} would be refused by Google Cloud: a small letter first, then "
             f"small letters, digits and dashes, at most 40 in all; {valid(launch.name)!r} would do"
         )
-    if launch.bucket and not BUCKET.fullmatch(launch.bucket):
+    if in_cloud(launch.workdir) and not BUCKET.fullmatch(launch.bucket):
         found.append(f"--workdir={launch.workdir}: {launch.bucket!r} is no name of a bucket")
+    if cloud and launch.workdir and not re.match("gs://|/", launch.workdir):
+        found.append(
+            f"--workdir={launch.workdir} means another folder on each host; name gs://BUCKET/..., "
+            "or from / on a folder that all of them share"
+        )
+    for name in ("network", "subnetwork", "reservation", "service_account", "runtime"):
+        value = getattr(launch, name)
+        if value and not RESOURCE.fullmatch(value):
+            found.append(f"--{name}={value!r} is no name that Google Cloud has")
     if re.search(r"[^\w./:-]", launch.workdir, re.ASCII):
         found.append(
             f"--workdir={launch.workdir!r} has other characters than letters, digits and ._-/; "
@@ -185,10 +200,10 @@ def read(path: str, given: Mapping[str, Any] | None = None) -> Launch:
     """
     try:
         values = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: of a date, of no UTF-8
         reason = " ".join(str(error).split())
         raise UserError(f"--launch={path} can not be read as YAML: {reason}") from error
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise UserError(f"--launch={path} is no list of settings; copy {DEFAULT}")
     values |= {name: value for name, value in (given or {}).items() if value is not None}
     launch = build(Launch, values, "launch")
@@ -251,13 +266,17 @@ def experiment(launch: Launch, settings: Sequence[str]) -> Experiment:
             f"--config={launch.config}: hosts have the repository alone, so name a file in it, as "
             "configs/pretrain_2p7b.py"
         )
-    given = runpy.run_path(launch.config)["get_config"]()
-    values, line = flags.FlagValues(), ["", *settings]
-    config_flags.DEFINE_config_dict("config", given, flag_values=values, sys_argv=line)
     try:
+        given = runpy.run_path(launch.config)["get_config"]()
+    except Exception as error:  # whatever somebody has written there
+        why = "it has no get_config" if isinstance(error, KeyError) else f"{error!r}"
+        raise UserError(f"--config={launch.config} makes no config: {why}") from error
+    values, line = flags.FlagValues(), ["", *settings]
+    try:
+        config_flags.DEFINE_config_dict("config", given, flag_values=values, sys_argv=line)
         values(line)
-    except flags.Error as error:
-        raise UserError(str(error)) from error
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UserError(f"--config={launch.config} {shlex.join(settings)}: {error}") from error
     return build(Experiment, values.config.to_dict())
 
 

@@ -83,16 +83,16 @@ there() { # PLACE
 save_log() { put "$LOG" "$PLACE/logs/$ATTEMPT/$NAME.log"; }
 # shellcheck disable=SC2317,SC2329 # the trap calls it
 end() {
-  local code=$? began=$SECONDS
+  local code=$? began=$SECONDS record
+  set +e # what fails here, as on a full disk, does not keep the rest
   trap - EXIT
   trap '' TERM # a machine that goes has said so already, and ends this when it must
-  [ -z "${follower:-}" ] || kill "$follower" 2>/dev/null || true
+  [ -z "${follower:-}" ] || kill "$follower" 2>/dev/null
   echo "host $NAME of $ATTEMPT ends with code $code"
-  printf '{"host": "%s", "code": %d, "time": %d}\n' "$NAME" "$code" "$(date +%s)" \
-    >"$HOME_FOLDER/$ATTEMPT.json"
+  record=$(printf '{"host": "%s", "code": %d, "time": %d}' "$NAME" "$code" "$(date +%s)")
   save_log || echo "the log could not be saved"
   # Without this record a slice stays, and costs, until somebody looks; a pod needs none.
-  until put "$HOME_FOLDER/$ATTEMPT.json" "$PLACE/ends/$ATTEMPT/$NAME.json"; do
+  until put <(echo "$record") "$PLACE/ends/$ATTEMPT/$NAME.json"; do
     if [ -n "${SHOW:-}" ] || [ $((SECONDS - began)) -gt 1200 ]; then
       echo "how it ended could not be saved"
       break

@@ -20,7 +20,7 @@ from absl import flags
 from etils import epath
 
 from biomedlm_jax import entry, journal, saves
-from biomedlm_jax.entry import UserError
+from biomedlm_jax.entry import Unavailable, UserError
 from launch import (
     buckets,
     bundle,
@@ -34,8 +34,9 @@ from launch import (
     watch,
 )
 from launch.checks import Check, conclude, confirmed, table
-from launch.lifecycle import Run
+from launch.lifecycle import COMING, Run
 from launch.logs import Logs
+from launch.prices import costs
 from launch.quotas import Quotas
 from launch.spec import Launch
 from launch.tpu_api import Tpus
@@ -71,7 +72,8 @@ def create(launch: Launch, changes: list[str], watching: bool) -> None:
     print(table(found), flush=True)
     conclude(found)
     assert tpus is not None
-    if not tpus.of_launch() and not given.yes and not confirmed("Create it?"):
+    states = {tpu_api.name_of(one.state.state) for one in tpus.of_launch().values()}
+    if not states & {"ACTIVE", *COMING} and not given.yes and not confirmed("Create it?"):
         raise UserError("nothing was created, for nobody said yes; --yes says so beforehand")
     with watch.alone(launch) as lock:
         (epath.Path(launch.place) / startup.STOP).unlink(missing_ok=True)
@@ -94,8 +96,8 @@ def report(run: Run) -> None:
         case "stopped":
             print("the run has saved and stopped, and nothing is left running")
         case "withdrawn":
-            print(f"nothing ran, and nothing is asked for; the newest checkpoint is of step "
-                  f"{run.saved}")  # fmt: skip
+            print(f"nothing runs, and nothing is asked for; the newest checkpoint is of step "
+                  f"{run.saved:,}")  # fmt: skip
         case why:
             raise UserError(f"given up, and nothing is left running: {why}")
 
@@ -143,20 +145,21 @@ def status(launch: Launch) -> None:
         print(requests.shown(requests.list_nodes(launch)))
         return
     tpus, workdir = Tpus(launch), epath.Path(launch.workdir)
-    there = tpus.of_launch()
+    there = tpus.of_launch(strict=False) or tpus.of_launch()
     if not there:
         print(f"no request by the name {launch.name} is in {launch.zone} of {launch.project}")
     for number, request in there.items():
         identifier = requests.attempt_id(launch, number)
-        print(f"{request.name}  {request.state.state.name}")
+        print(f"{request.name}  {tpu_api.name_of(request.state.state)}")
         for node in tpus.nodes(identifier):
-            health = f"  {node.health.name} {node.health_description}".rstrip()
-            print(f"  {node.name.rpartition('/')[2]}  {node.state.name}{health}")
+            state, health = tpu_api.name_of(node.state), tpu_api.name_of(node.health)
+            name, why = node.name.rpartition("/")[2], node.health_description
+            print(f"  {name}  {state}  {health} {why}".rstrip())
         ends = watch.ended_hosts(launch, identifier)
         for host, code in sorted(ends.items()):
             print(f"  host {host} has ended with code {code}")
     if there:
-        print(leftovers.costs(launch))
+        print(costs(launch))
     print(f"newest checkpoint  {max(saves.steps_in(workdir), default=0):,}")
     if (share := watch.goodput_of(launch)) is not None:
         print(f"goodput  {share:.1%} of the time since the run began went into steps that count")
@@ -196,22 +199,25 @@ def stop(launch: Launch) -> None:
     if not file.parent.exists():
         raise UserError(f"--workdir={launch.workdir} has no run of launch.tpu: {file.parent} is "
                         "not there")  # fmt: skip
-    tpus = Tpus(launch)
+    tpus, said = Tpus(launch), False
     # Before anybody looks: a launcher that waits between two attempts asks for nothing more.
     file.write_text("by launch.tpu stop\n")
-    try:
-        with watch.alone(launch) as lock:
-            if not tpus.of_launch() and not leftovers.asked_for(launch)[0]:
-                file.unlink()
-                print(f"nothing runs by the name {launch.name}")
-                return
-            print(f"hosts see {file} within {launch.poll_seconds:g} s, save and end", flush=True)
-            with leftovers.named(launch, tpus):
-                run = Watcher(launch, Shipped([], "", ""), tpus).until_over(lock)
-    except Watched as watched:
-        print(f"{watched}. It sees {file} within {launch.poll_seconds:g} s, as hosts do; they save "
-              "and end, and it deletes their slices")  # fmt: skip
-        return
+    print(f"hosts see {file} within {launch.poll_seconds:g} s, save and end", flush=True)
+    with leftovers.named(launch, tpus):
+        while True:
+            try:
+                with watch.alone(launch) as lock:
+                    if not tpus.of_launch(strict=False) and not leftovers.asked_for(launch)[0]:
+                        file.unlink()
+                        print(f"nothing runs by the name {launch.name}")
+                        return
+                    run = Watcher(launch, Shipped([], "", ""), tpus).until_over(lock)
+                break
+            except Watched as watched:  # it may also be dead, and its lock end later
+                if not said:
+                    print(f"{watched}. It sees the file as well; waiting for its end", flush=True)
+                said = True
+            time.sleep(min(launch.poll_seconds, 5.0))
     report(run)
 
 
@@ -222,24 +228,28 @@ def delete(launch: Launch) -> None:
         print(f"then for each of {launch.name}-aN:")
         print(requests.shown(requests.delete(launch, requests.attempt_id(launch, 1))))
         return
-    tpus, (asked, _) = Tpus(launch), leftovers.asked_for(launch)
-    names = [requests.attempt_id(launch, number) for number in tpus.of_launch()]
-    if not names and asked:
+    tpus = Tpus(launch)
+    there = tpus.of_launch(strict=False) or tpus.of_launch()
+    names = [requests.attempt_id(launch, number) for number in there]
+    asked, until = ("", 0.0) if names else leftovers.asked_for(launch)
+    if time.time() < until:
         names = [asked]
     question = f"Delete {', '.join(names)}? What was not saved is lost; stop saves first."
     if names and not flags.FLAGS.yes and not confirmed(question):
         raise UserError("nothing was deleted, for nobody said yes; --yes says so beforehand")
-    with contextlib.ExitStack() as stack:
-        try:
-            if epath.Path(launch.place).exists():
-                stack.enter_context(watch.alone(launch))
-        except Watched as watched:
-            print(f"{watched}. It is told to ask for nothing more", flush=True)
-            (epath.Path(launch.place) / startup.STOP).write_text("by launch.tpu delete\n")
-        except UserError as error:  # what costs money goes first
-            print(f"{error}; deleting all the same", file=sys.stderr, flush=True)
-        with leftovers.named(launch, tpus):
-            leftovers.delete_all(launch, tpus)
+    with contextlib.ExitStack() as stack, leftovers.named(launch, tpus):
+
+        def alone() -> None:
+            try:
+                if epath.Path(launch.place).exists():
+                    stack.enter_context(watch.alone(launch))
+            except Watched as watched:
+                print(f"{watched}. It is told to ask for nothing more", flush=True)
+                (epath.Path(launch.place) / startup.STOP).write_text("by launch.tpu delete\n")
+            except Exception as error:  # nothing of the folder's keeps requests from going
+                print(f"{str(error) or type(error).__name__}; deleting nevertheless", flush=True)
+
+        leftovers.delete_all(launch, tpus, told_all=alone)
     if not names:
         print(f"no request by the name {launch.name} is in {launch.zone} of {launch.project}")
 
@@ -252,7 +262,13 @@ def main(command: str, changes: list[str]) -> None:
     wrong = [said for said in spec.problems(launch) if not said.startswith("--config ")]
     if wrong or (wrong := problems(launch)):
         raise UserError("\n  ".join(wrong))
-    {"status": status, "logs": logs, "stop": stop, "delete": delete}[command](launch)
+    try:
+        {"status": status, "logs": logs, "stop": stop, "delete": delete}[command](launch)
+    except Exception as error:
+        if not saves.unanswered(error):
+            raise
+        why = str(error) or type(error).__name__
+        raise Unavailable(f"--workdir={launch.workdir} can not be read now: {why}") from error
 
 
 def started(arguments: list[str]) -> None:

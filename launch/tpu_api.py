@@ -230,6 +230,11 @@ def code(error: Exception) -> int:
     return status.value[0] if isinstance(status, grpc.StatusCode) else refusals.UNKNOWN
 
 
+def name_of(value: Any) -> str:
+    """Of an enum's value, which is a number where Google has made it after this client."""
+    return getattr(value, "name", str(value))
+
+
 def words(error: Exception) -> str:
     text = getattr(error, "message", "") or str(error) or type(error).__name__
     return " ".join(text.split())[:400]

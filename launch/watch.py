@@ -19,11 +19,12 @@ from biomedlm_jax.journal import Journal
 from biomedlm_jax.lock import COUNTS, Lock, Unrenewed
 from biomedlm_jax.reports import record, times
 from launch import lifecycle, requests, startup
-from launch.leftovers import EVENTS, costs
-from launch.lifecycle import AGAIN, Policy, Run, Seen
+from launch.leftovers import EVENTS, asked_for
+from launch.lifecycle import AGAIN, SETTLED, Policy, Run, Seen
 from launch.logs import Logs
+from launch.prices import costs
 from launch.spec import Launch
-from launch.tpu_api import StockOut, Tpus, Unanswered
+from launch.tpu_api import StockOut, Tpus, Unanswered, name_of
 
 LOST_NODES = ("PREEMPTED", "TERMINATED", "STOPPED", "STOPPING", "UNKNOWN")
 ILL_NODES = ("TIMEOUT", "UNHEALTHY_TENSORFLOW", "UNHEALTHY_MAINTENANCE")
@@ -104,6 +105,7 @@ class Watcher:
         self.journal = Journal(self.place / EVENTS)
         self.logs = Logs(launch.place, say)
         self.known: dict[str, Any] = {"saved": 0, "stopping": False}
+        self.looked = False  # whether it is to stop
         self.away: set[str] = set()  # of the run's folder, what is out of reach, which was said
         self.told: dict[str, float] = {}  # when others than the newest request were told to go
         self.run = self._found()
@@ -120,14 +122,14 @@ class Watcher:
           UserError: the API refuses something; or the lock is another's.
         """
         while True:
-            if lock is None or self._holds(lock):
-                try:
-                    self._once()
-                except Unanswered as error:  # slices go on without the API, and so does this
-                    self.say(f"{error}; watching on")
+            try:
+                self._once(lock)
+            except Unanswered as error:  # slices go on without the API, and so does this
+                self.say(f"{error}; watching on")
             if self.run.phase == "over":
                 return self.run
-            if created and self.run.phase in ("requested", "running"):
+            there = self.run.phase in ("requested", "running")
+            if created and there and (self.run.asked or self.run.known):
                 return self.run
             self.sleep(self._pause())
 
@@ -141,13 +143,17 @@ class Watcher:
         self.away.discard("lease")
         return True
 
-    def _once(self) -> None:
+    def _once(self, lock: Lock | None) -> None:
         seen, before = self.look(), self.run
+        # After the look, which may take minutes, in which another can have taken over.
+        if lock is not None and not self._holds(lock):
+            return
         self.run, action = lifecycle.step(self.policy, before, seen, self.clock())
         self._tell(before, seen)
         match action:
             case "create":
-                self._create(seen)
+                if self.looked:
+                    self._create(seen)
             case "delete":
                 self.tpus.delete(self.identifier)
             case "clear":
@@ -157,24 +163,31 @@ class Watcher:
         """What is to be seen now."""
         state, error, lost, ill = "", (0, ""), "", ""
         there = self.tpus.of_launch(strict=False)
-        others = {number: one.state.state.name for number, one in there.items()}
-        if self.run.phase != "waiting":
-            others.pop(self.run.attempt, None)
+        others = {number: name_of(one.state.state) for number, one in there.items()}
+        if max(others, default=0) > self.run.attempt:
+            raise UserError(
+                f"{requests.attempt_id(self.launch, max(others))} was asked for by another "
+                "launcher, so this one ends"
+            )
         if self.run.phase != "waiting" and self.run.attempt:
-            request = self.tpus.get(self.identifier)
+            others.pop(self.run.attempt, None)
+            # Either may lag behind the other; what one of them knows is there.
+            request = self.tpus.get(self.identifier) or there.get(self.run.attempt)
             if request is not None:
-                state = request.state.state.name
+                state = name_of(request.state.state)
                 failed = request.state.failed_data.error
                 error = (failed.code, failed.message)
             if state in ("ACTIVE", "PROVISIONING"):
                 lost, ill = self._nodes()
         ends, heard = dict[str, int](), None
+        with self._reading("wish to stop"):
+            self.known["stopping"] = (self.place / startup.STOP).exists()
+            self.looked = True
         with self._reading("logs"):
             self.logs.show(self.identifier)
             heard = self.logs.heard(self.identifier)
         with self._reading("state"):
             ends = ended_hosts(self.launch, self.identifier)
-            self.known["stopping"] = (self.place / startup.STOP).exists()
             self.known["saved"] = max(saves.steps_in(epath.Path(self.launch.workdir)), default=0)
         return Seen(state, error, lost, ill, ends, heard, others, **self.known)
 
@@ -185,15 +198,20 @@ class Watcher:
     def _create(self, seen: Seen) -> None:
         identifier = requests.attempt_id(self.launch, self.run.attempt + 1)
         script = self.shipped.script(self.launch, identifier)
-        number, facts = self.run.attempt + 1, self._facts(seen)
+        number, facts, asked = self.run.attempt + 1, self._facts(seen), True
         # Written first, so that whatever happens now, the name is on record, and never used again:
         # hosts that ended under it have left their records.
         if not self._event("request", attempt=number, name=identifier, **facts):
             return
         try:
             self.tpus.create(identifier, script)
+        except KeyboardInterrupt:  # nor is it known
+            self._event("interrupted", attempt=number, name=identifier)
+            raise
         except Unanswered as error:  # but it may have been done
             self.say(f"{error}; looking whether it is there")
+            self._event("unanswered", attempt=number, name=identifier)
+            asked = False
         except StockOut as why:
             self.run = lifecycle.not_created(
                 self.policy, self.run, seen.saved, str(why), self.clock()
@@ -204,7 +222,10 @@ class Watcher:
         except UserError as why:
             self._event("refused", attempt=number, why=str(why), **facts)
             raise
-        self.run = lifecycle.created(self.run, seen.saved, self.clock())
+        self.run = lifecycle.created(self.run, seen.saved, self.clock(), asked)
+        if not asked:
+            return
+        self._event("asked", attempt=number, name=identifier)
         self.say(f"asked for {requests.path(self.launch, identifier)}; {costs(self.launch)}")
 
     def _clear(self, seen: Seen) -> None:
@@ -226,7 +247,8 @@ class Watcher:
                 self.say(f"{self.identifier} is there; {costs(self.launch)}")
             case "leaving":
                 facts = self._facts(seen)
-                self._event("lost", attempt=self.run.attempt, why=self.run.why, **facts)
+                self._event("lost", attempt=self.run.attempt, why=self.run.why,
+                            outcome=self.run.outcome, **facts)  # fmt: skip
                 good = facts["goodput"]
                 share = "" if good is None else f", goodput {good:.1%}"
                 self.say(
@@ -244,6 +266,8 @@ class Watcher:
         row = (
             f", {self.run.failures} in a row without a new checkpoint" if self.run.failures else ""
         )
+        if self.run.refused:
+            row = f", {self.run.refused} times in a row without chips"
         self.say(f"{self.run.why}; asking again in {seconds:.0f} s{row}")
 
     def _facts(self, seen: Seen) -> dict[str, Any]:
@@ -287,10 +311,11 @@ class Watcher:
         for node in self.tpus.nodes(self.identifier):
             name = node.name.rpartition("/")[2]
             why = f": {node.health_description}" if node.health_description else ""
-            if node.state.name in LOST_NODES:
-                lost = f"node {name} is {node.state.name}{why}"
-            elif node.health.name in ILL_NODES:
-                ill = f"node {name} is unhealthy, {node.health.name}{why}"
+            state, health = name_of(node.state), name_of(node.health)
+            if state in LOST_NODES:
+                lost = f"node {name} is {state}{why}"
+            elif health in ILL_NODES:
+                ill = f"node {name} is unhealthy, {health}{why}"
         return lost, ill
 
     def _found(self) -> Run:
@@ -305,23 +330,30 @@ class Watcher:
         used = [requests.number_of(self.launch, name) or 0 for name in self.logs.attempts()]
         attempt = max([last["attempt"], *used, *there])
         run = Run("waiting", attempt, now, failures=last["failures"], saved=last["saved"])
-        newest = there.get(attempt)
-        if newest is not None and newest.state.state.name != "DELETING":
+        newest, (name, until) = there.get(attempt), asked_for(self.launch)
+        if lines and lines[-1]["event"] == "lost" and lines[-1].get("outcome") and newest:
+            self.say(f"{newest.name} was to go: {lines[-1]['why']}")
+            why, outcome = lines[-1]["why"], lines[-1]["outcome"]
+            return dataclasses.replace(run, phase="leaving", since=0.0, why=why, outcome=outcome)
+        if newest is not None and name_of(newest.state.state) != "DELETING":
             self.say(f"{newest.name} is there already")
-            return dataclasses.replace(run, phase="requested", known=True)
-        if newest is None and lines and lines[-1]["event"] == "request":
-            # Whoever asked for it was interrupted; it is looked for.
-            return dataclasses.replace(run, phase="requested", since=lines[-1]["time"])
+            return dataclasses.replace(run, phase="requested", asked=True, known=True)
+        if newest is None and name:  # whoever asked for it was interrupted; it is looked for
+            return dataclasses.replace(run, phase="requested", since=until - SETTLED)
         return run
 
 
 def ended_hosts(launch: Launch, identifier: str) -> dict[str, int]:
-    """{host: exit code} of an attempt."""
+    """{host: exit code} of an attempt; 1 of a host whose record is damaged."""
     folder, found = epath.Path(launch.place) / startup.ENDS / identifier, {}
     if folder.exists():
         for file in folder.iterdir():
             if file.name.endswith(".json"):
-                found[file.name.removesuffix(".json")] = int(json.loads(file.read_text())["code"])
+                host = file.name.removesuffix(".json")
+                try:
+                    found[host] = int(json.loads(file.read_text())["code"])
+                except (ValueError, TypeError, KeyError):
+                    found[host] = 1
     return found
 
 

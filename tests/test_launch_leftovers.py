@@ -1,5 +1,6 @@
 """All by a launch's name is deleted, whatever the API makes of that; and what is there is said."""
 
+import dataclasses
 import types
 
 import pytest
@@ -7,7 +8,9 @@ from grpc import StatusCode as Code
 
 from biomedlm_jax.entry import UserError
 from launch import leftovers, tpu_api
+from launch.leftovers import TRIED
 from launch.lifecycle import AGAIN, SETTLED
+from launch.tpu_api import Tpus
 from tests.fake_cloud_tpu import FakeCloudTpu
 from tests.test_launch_watch import Watched
 
@@ -77,7 +80,7 @@ def test_one_that_was_asked_for_just_now_is_waited_for(comes, cloud, watched, ca
     assert cloud.names() == ["other-run-a1", "run-b1"]
     said = capsys.readouterr().out
     assert ("run-a3 is deleted" in said) == comes
-    assert (watched.now - began >= SETTLED) != comes
+    assert (watched.now - began >= TRIED + SETTLED) != comes
     assert "run-a3 was asked for and may still come; looking for" in said
 
 
@@ -85,17 +88,46 @@ def test_what_is_left_is_said(cloud, watched):
     def said() -> str:
         return leftovers.left(watched.launch, watched.tpus)
 
-    assert "/run-a1, projects/" in said()
-    assert "/run-a2 goes on without this command; 8 chips cost $25.76 an hour" in said()
+    assert "/run-a1 (ACCEPTED), projects/" in said()
+    assert "/run-a2 (ACCEPTED) goes on without this command; 8 chips cost $25.76 an h" in said()
     delete_all(watched)
     assert said() == "nothing is left running"
-    watched.watcher._event("request", attempt=3, name="run-a3")
-    watched.now += 5
-    assert "run-a3 was asked for 5 s ago, is not there yet, and may come; then 8 chips" in said()
-    watched.now += SETTLED
-    assert said() == "nothing is left running"
+    for kind, seconds in {"request": TRIED + SETTLED, "interrupted": SETTLED}.items():
+        watched.watcher._event(kind, attempt=3, name="run-a3")
+        watched.now += seconds - 1
+        assert "run-a3 was asked for, is not there yet, and may come; then 8 chips" in said()
+        watched.now += 2
+        assert said() == "nothing is left running"
     cloud.fail("ListQueuedResources", Code.PERMISSION_DENIED, "not yours")
     assert "by the name run-aN are there is not known: could not list" in said()
     (watched.place / "events.jsonl").unlink()
     (watched.place / "events.jsonl").mkdir()  # which can not be read
-    assert "one that events.jsonl could tell of, which can not be read, was asked for 0 s" in said()
+    assert "one that events.jsonl could tell of, which can not be read, was asked for, is" in said()
+
+
+def test_one_of_another_run_is_no_reason_to_leave_ones_own(cloud, watched):
+    foreign = dataclasses.replace(watched.launch, workdir="/other")
+    Tpus(foreign).create("run-a9", "")
+    assert "/run-a2 (ACCEPTED) goes on" in leftovers.left(watched.launch, watched.tpus)
+    delete_all(watched)
+    assert cloud.names() == ["other-run-a1", "run-b1", "run-a9"]
+
+
+def test_a_damaged_record_keeps_nothing_from_being_deleted(cloud, watched):
+    (watched.place / "events.jsonl").write_bytes(b"\0" * 99 + b"\n{]\n3\n")
+    delete_all(watched)
+    assert cloud.names() == ["other-run-a1", "run-b1"]
+
+
+@pytest.mark.parametrize("error", [UserError, KeyboardInterrupt])
+def test_the_command_is_said_before_anything_is_looked_at(
+    error, cloud, watched, monkeypatch, capsys
+):
+    def left(launch, tpus):
+        assert "launch.tpu delete --name=run --project=my-project" in capsys.readouterr().err
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(leftovers, "left", left)
+    with pytest.raises((UserError, SystemExit)), leftovers.named(watched.launch, watched.tpus):
+        raise error
+    assert "what is there is not known: KeyboardInterrupt" in capsys.readouterr().err

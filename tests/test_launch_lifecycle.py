@@ -1,5 +1,6 @@
 """What is done about what is seen: the state machine by itself, and what answers of Google mean."""
 
+import dataclasses
 import itertools
 import re
 
@@ -12,6 +13,7 @@ POLICY = lifecycle.Policy(
     restarts=2, backoff=10, longest=60, least=0, queue=3600, seed="run", hosts=2
 )
 RUNNING = lifecycle.Run("running", 1, since=0.0)
+ILL = lifecycle.Run("running", 2, since=0.0, heard=5, quiet=1e3, ill=1e3)
 QUIET = lifecycle.Run("running", 2, since=0.0, heard=5, quiet=1e3)
 
 
@@ -33,6 +35,8 @@ def test_pauses_double_up_to_a_limit_and_are_the_same_for_the_same_seed():
         (QUIET, lifecycle.Seen("ACTIVE", heard=5), 2e3, "wait", ""),
         (QUIET, lifecycle.Seen("ACTIVE", heard=5), 3e3, "delete", "has written a word"),
         (QUIET, lifecycle.Seen("ACTIVE", heard=6, others={1: "ACTIVE"}), 3e3, "clear", ""),
+        (ILL, lifecycle.Seen("ACTIVE", heard=5, ill="node x is ill"), 2e3, "delete", "node x"),
+        (ILL, lifecycle.Seen("ACTIVE", heard=6, ill="node x is ill"), 2e3, "wait", ""),
         (RUNNING, lifecycle.Seen("ACTIVE", ends={"0-0": 76}), 1.0, "wait", ""),
         (RUNNING, lifecycle.Seen("ACTIVE", ends={"0-0": 0}), 1e3, "wait", ""),
         (
@@ -79,6 +83,34 @@ def test_what_is_done_about_what_is_seen(run, seen, now, action, why):
     assert not why or re.search(why, after.why)
 
 
+def test_one_look_that_finds_nothing_is_not_believed():
+    """The API may forget for a moment: of a run that works, and of a request that is to go."""
+    for phase, after_two in [("running", "leaving"), ("leaving", "over")]:
+        run = dataclasses.replace(RUNNING, phase=phase, known=True, outcome="done")
+        for then, now_phase in [("", phase), ("ACTIVE", phase), ("", phase), ("", after_two)]:
+            run, _ = lifecycle.step(POLICY, run, lifecycle.Seen(then, heard=1), now=1.0)
+            assert run.phase == now_phase
+
+
+@pytest.mark.parametrize(
+    ("saved", "before", "failures", "final"),
+    [
+        (0, 0, 0, True),  # it never worked with these settings
+        (20, 10, 3, False),  # it worked until now
+        (10, 10, 0, False),  # it has worked with them
+        (10, 10, 1, True),  # twice in a row
+    ],
+)
+def test_an_error_of_the_users_is_tried_again_where_the_run_has_worked(
+    saved, before, failures, final
+):
+    run = dataclasses.replace(RUNNING, saved=before, failures=failures)
+    seen = lifecycle.Seen("ACTIVE", ends={"0-0": 2, "0-1": 76}, saved=saved)
+    after, action = lifecycle.step(POLICY, run, seen, now=1.0)
+    assert action == "delete"
+    assert bool(after.outcome) == final
+
+
 @pytest.mark.parametrize(
     ("state", "ends", "outcome"),
     [
@@ -88,7 +120,7 @@ def test_what_is_done_about_what_is_seen(run, seen, now, action, why):
         ("ACTIVE", {"0-0": 0, "0-1": 0}, "done"),
         ("ACTIVE", {"0-0": 1, "0-1": 76}, "did not: host 0-0 failed (code 1), as did 1 more; its"),
         ("SUSPENDED", {"0-0": 76}, "did not: its slices were taken away; its newest checkpoint is"),
-        ("ACTIVE", {"0-0": 75, "0-1": 2}, "host 0-1 ended with an error that a restart does not"),
+        ("ACTIVE", {"0-0": 75, "0-1": 2}, "did not: host 0-1 failed (code 2), as did 1 more; its"),
     ],
 )
 def test_only_what_has_saved_counts_as_stopped(state, ends, outcome):
@@ -119,4 +151,5 @@ def test_only_what_has_saved_counts_as_stopped(state, ends, outcome):
 )
 def test_what_an_answer_means(code, message, kind):
     assert refusals.kind(code, message) == kind
-    assert refusals.advice(code, message)
+    advice = {"quota": "ask for more", "stock-out": "another --zone", "login": "log in: gcloud"}
+    assert advice.get(kind, "") in refusals.advice(code, message)

@@ -39,6 +39,7 @@ def test_no_credentials_is_one_message(tmp_path):
     environment |= {"HOME": str(tmp_path), "NO_GCE_CHECK": "true", "JAX_PLATFORMS": "cpu"}
     environment.pop("GOOGLE_APPLICATION_CREDENTIALS", None)
     flags = [f"--{name}={value}" for name, value in RIGHT.items()]
+    flags.append("--config.data.store=gs://my-bucket/store")
     done = subprocess.run(
         [sys.executable, "-m", "launch.tpu", "create", *flags, "--yes"],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,

@@ -74,6 +74,9 @@ def said(found, name):
         ),
         ({"workdir": ""}, "--workdir is missing; for example --workdir=gs://my-bucket/runs/one"),
         ({"workdir": "gs://A/run"}, "'A' is no name of a bucket"),
+        ({"workdir": "gs:///run"}, "'' is no name of a bucket"),
+        ({"workdir": "runs/one"}, "--workdir=runs/one means another folder on each host"),
+        ({"network": "A B"}, "--network='A B' is no name that Google Cloud has"),
         ({"workdir": "gs://my-bucket/a b"}, "has other characters"),
         ({"config": ""}, "--config is missing"),
         ({"config": "configs/none.py"}, "--config=configs/none.py names no config file"),
@@ -98,6 +101,7 @@ def test_names_and_settings(fields, message):
     ("fields", "message"),
     [
         ({"slices": 0}, "launch.slices=0 is not positive"),
+        ({"queue_hours": 1e300}, "launch.queue_hours=1e[+]300 is more than a year"),
         ({"restarts": -1}, "launch.restarts=-1 is not 0 or more"),
         ({"backoff_limit_seconds": 1.0}, "is less than launch.backoff_seconds"),
         ({"capacity": "reserved"}, "a reservation is named where capacity is 'reserved'"),
@@ -137,6 +141,8 @@ def test_a_changed_tree_is_said_and_saved(tmp_path):
     (tmp_path / "tree/run").touch()
     assert bundle.make(tmp_path / "tree").data == clean.data  # whenever it is made
 
+    git("config", "color.ui", "always")
+    git("config", "diff.external", "/bin/true")
     (tmp_path / "tree/a").write_text("two\n")
     (tmp_path / "tree/new").write_text("")
     changed = bundle.make(tmp_path / "tree")
@@ -154,6 +160,10 @@ def test_a_changed_tree_is_said_and_saved(tmp_path):
     subprocess.run(["tar", "-xzf", str(archive), "-C", str(tmp_path)], check=True)
     assert (tmp_path / "a").read_text() == "two\n"
     assert os.access(tmp_path / "run", os.X_OK)
+    (tmp_path / "tree/run").unlink()
+    (tmp_path / "tree/run").mkdir()
+    with pytest.raises(UserError, match="run is a folder where git has a file"):
+        bundle.make(tmp_path / "tree")
 
 
 @pytest.mark.parametrize(
@@ -283,6 +293,8 @@ def test_a_bucket_in_another_region_costs_and_is_refused(where, verdict, experim
         ("us-central1-a", "nam4", "ok"),
         ("europe-west4-b", "eur4", "ok"),
         ("europe-west4-b", "eu", "note"),
+        ("europe-west2-b", "eu", "wrong"),
+        ("us-central1-ai1a", "us-central1", "ok"),
         ("northamerica-northeast1-a", "us", "wrong"),
     ],
 )
@@ -298,11 +310,6 @@ def test_data_in_another_region_cost_as_well(experiment, monkeypatch):
     wrong = r"config.data.store=gs://far/store is in eu, .* GB and costs at least \$"
     with pytest.raises(UserError, match=wrong):
         preflight._data(launch(), far, lambda bucket: "eu")
-
-
-def test_a_folder_that_is_another_one_on_each_host(experiment):
-    with pytest.raises(UserError, match=r"--workdir=runs/one means another folder on each host"):
-        preflight._bucket(launch(workdir="runs/one"), experiment, lambda bucket: "")
 
 
 def test_the_cost_of_another_region_is_that_of_checkpoints():
@@ -341,18 +348,95 @@ def test_a_workdir_of_another_run(experiment, store, tmp_path):
     workdir = tmp_path / "run"
     claim.claim(workdir, experiment, TokenStore(str(store), "train"))
     asked = launch(workdir=str(workdir))
-    check = preflight._workdir(asked, experiment)
+    check = preflight.workdir(asked, experiment)
     assert (check.verdict, check.said) == ("ok", f"{workdir} goes on from step 0")
     wrong = r"belongs to a run with other settings: config.run.steps: 300 before, 400 now; name"
     with pytest.raises(UserError, match=wrong):
-        preflight._workdir(asked, changed(experiment, run__steps=400))
+        preflight.workdir(asked, changed(experiment, run__steps=400))
 
 
-def test_data_that_hosts_do_not_have(experiment):
-    with pytest.raises(
-        UserError, match=r"config.data.store=.* is a folder of this machine, which "
-    ):
-        preflight._data(launch(), experiment, lambda bucket: "us-west4")
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (
+            "demo",
+            [],
+            "config.data.store=runs/demo/corpus/store is a folder of this machine, which h",
+        ),
+        (
+            "finetune_pubmedqa",
+            ["--config.task.benchmarks=gs://my-bucket/b"],
+            "config.start=runs/BioMedLM is a folder of this machine, which hosts do not have",
+        ),
+    ],
+)
+def test_data_that_hosts_do_not_have(config, changes, message):
+    """Nor weights to begin with; which is seen without asking anybody."""
+    files = Bundle("0123456789abcdef", b"", frozenset([f"configs/{config}.py"]), "", ())
+    found = preflight.local(launch(config=f"configs/{config}.py"), changes, files)
+    assert said(found, "data")[0] == "wrong"
+    assert message in said(found, "data")[1]
+
+
+def test_folders_that_are_not_there(experiment, tmp_path):
+    asked, where = launch(workdir=str(tmp_path / "run")), lambda bucket: "us-west4"
+    with pytest.raises(UserError, match=r"config.data.store=.* is no store: it has no manifest"):
+        preflight._data(asked, changed(experiment, data__store=str(tmp_path)), where)
+    with pytest.raises(UserError, match=r"config.start=.*/weights is not there; copy it there"):
+        preflight._data(asked, changed(experiment, start=f"hf:{tmp_path}/weights"), where)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "--config={file} makes no config: it has no get_config"),
+        ("get_config = lambda: 1 / 0", r"--config={file} makes no config: ZeroDivisionError"),
+        ("def", r"--config={file} makes no config: SyntaxError"),
+        ("get_config = lambda: 5", "--config={file} : "),
+    ],
+)
+def test_what_makes_no_config(text, message, monkeypatch, tmp_path):
+    asked = launch(config="mine.py")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError) as found:
+        spec.experiment(asked, [])
+    assert message.format(file="mine.py") in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"\xff\xfe\x00", "can not be read as YAML"),
+        (b"zone: 2020-13-45", "can not be read as YAML"),
+        (b"1: a", "is no list of settings"),
+    ],
+)
+def test_what_is_no_launch_file(text, message, tmp_path):
+    (tmp_path / "launch.yaml").write_bytes(text)
+    with pytest.raises(UserError, match=message):
+        spec.read(str(tmp_path / "launch.yaml"))
+
+
+def test_storage_that_does_not_answer_leaves_the_other_findings():
+    def away():
+        raise ValueError("invalid")  # as gcsfs does
+
+    check = checks.tried("data", away)
+    assert (check.verdict, "can not be looked at (invalid)" in check.said) == ("wrong", True)
+    with pytest.raises(ZeroDivisionError):
+        checks.tried("data", lambda: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, EOFError, RuntimeError("input(): lost sys.stdin")]
+)
+def test_no_answer_is_no_yes(error, monkeypatch):
+    def asked(question):
+        raise error
+
+    monkeypatch.setattr("builtins.input", asked)
+    assert not checks.confirmed("Create it?")
 
 
 def test_the_plan_is_asked_for_one_slice(monkeypatch):

@@ -92,7 +92,7 @@ def test_three_preemptions_leave_the_parameters_as_they_would_have_been(store, t
     assert said.endswith("the run is done, and nothing is left running\n")
     events = [json.loads(x) for x in (workdir / "launch/events.jsonl").read_text().splitlines()]
     kinds = [event["event"] for event in events]
-    assert kinds == ["request", "active", "lost"] * 4 + ["over"]
+    assert kinds == ["request", "asked", "active", "lost"] * 4 + ["over"]
     lost = [event for event in events if event["event"] == "lost"]
     assert [event["saved"] for event in lost] == sorted(event["saved"] for event in lost)
     assert all(0 < event["goodput"] < 1 for event in lost)

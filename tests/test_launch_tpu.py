@@ -75,7 +75,7 @@ def test_an_interrupted_launcher_says_what_still_costs_and_how_to_end_it(
     assert "Traceback" not in run.said
     command, last = run.said.partition("interrupted. What ends all of it:\n  ")[2].splitlines()
     assert last.startswith(
-        "projects/my-project/locations/us-west4-a/queuedResources/run-a1 goes on"
+        "projects/my-project/locations/us-west4-a/queuedResources/run-a1 (ACTIVE) goes on"
     )
     assert "8 chips cost $25.76 an hour" in last
     assert cloud.names() == ["run-a1"]
@@ -115,7 +115,7 @@ def test_what_an_interrupted_launcher_can_not_delete_is_named(cloud, start, stor
     run.send(signal.SIGINT)
     assert run.wait() == 2, run.said
     assert "could not delete run-a1 in us-west4-a of my-project: it is protected" in run.said
-    assert re.search("not all is deleted: .*/run-a1 goes on without this command", run.said)
+    assert re.search("not all is deleted\n.*/run-a1 .ACTIVE. goes on without this", run.said)
     assert "launch.tpu delete --name=run --project=my-project" in run.said
     assert cloud.names() == ["run-a1"]
 
@@ -141,14 +141,15 @@ def test_what_is_created_is_stopped_without_a_watcher(cloud, start, store, tmp_p
     assert cloud.names() == []
     again = start("stop")
     assert again.wait() == 0
-    assert again.said == "nothing runs by the name run\n"
+    assert again.said.endswith("nothing runs by the name run\n")
     assert not (tmp_path / "run/launch/stop").exists()
 
 
 @pytest.mark.parametrize("end", ["stop", "delete"])
-def test_between_two_attempts_as_well(end, cloud, start, store):
+def test_between_two_attempts_as_well(end, cloud, start, store, tmp_path):
     """The launcher that waits asks for nothing more."""
     cloud.plans.append(["ACCEPTED", "FAILED: 13 an internal error"])
+    (tmp_path / "run/checkpoints/5000").mkdir(parents=True)
     long = ["--backoff_seconds=3600", "--backoff_limit_seconds=3600"]
     run = start("run", *SMALL, *long, f"--config.data.store={store}")
     run.until("asking again in")
@@ -156,8 +157,8 @@ def test_between_two_attempts_as_well(end, cloud, start, store):
     assert ended.wait() == 0, ended.said
     assert re.search(r"another launcher watches the run in .*: process \d+ on ", ended.said)
     assert run.wait() == 0, run.said
-    assert run.said.endswith("nothing ran, and nothing is asked for; the newest checkpoint is of "
-                             "step 0\n")  # fmt: skip
+    assert run.said.endswith("nothing runs, and nothing is asked for; the newest checkpoint is "
+                             "of step 5,000\n")  # fmt: skip
     assert cloud.count("CreateQueuedResource") == 1
     assert cloud.names() == []
 
@@ -168,7 +169,7 @@ def test_a_launcher_that_is_interrupted_while_it_asks_says_what_may_come(cloud, 
     until(lambda: cloud.count("CreateQueuedResource"))
     run.send(signal.SIGTERM)
     assert run.wait() == 130, run.said
-    assert re.search(r"run-a1 was asked for \d+ s ago, is not there yet, and may come", run.said)
+    assert "run-a1 was asked for, is not there yet, and may come; then 8 chips" in run.said
     assert "launch.tpu delete --name=run --project=my-project" in run.said
     ended = start("delete", "--yes")
     ended.until("^run-a1 was asked for and may still come; looking for")

@@ -125,10 +125,20 @@ def test_stock_outs_are_waited_for_ever_longer(cloud, tmp_path):
     assert [x["name"] for x in watched.events("request")] == [f"run-a{n}" for n in (1, 2, 3, 4)]
     pauses = [watched.watcher.policy.pause(n, n) for n in (1, 2, 3)]
     assert all(50 * 2**n <= pause <= 100 * 2**n for n, pause in enumerate(pauses))
-    asked = [f"asking again in {pause:.0f} s, {n} in a row" for n, pause in enumerate(pauses, 1)]
+    asked = [f"asking again in {pause:.0f} s, {n} times in" for n, pause in enumerate(pauses, 1)]
     for line in asked:
         assert any(line in said for said in watched.said), watched.said
     assert cloud.names() == []
+
+
+def test_stock_outs_are_waited_for_as_long_as_requests_wait(cloud, tmp_path):
+    """However many: they are no failures of the run."""
+    cloud.fail("CreateQueuedResource", Code.RESOURCE_EXHAUSTED, FULL, times=1000)
+    watched = Watched(cloud, tmp_path, restarts=2, queue_hours=10.0)
+    began = watched.now
+    assert watched.over().startswith("no chips came within 10 hours (launch.queue_hours): could")
+    assert 10 * 3600 < watched.now - began < 11 * 3600
+    assert cloud.count("CreateQueuedResource") > 20
 
 
 def test_attempts_that_come_to_nothing_have_a_limit(cloud, tmp_path):
@@ -381,6 +391,73 @@ def test_a_request_at_which_a_launcher_was_interrupted_is_looked_for(comes, clou
     assert cloud.names() == []
 
 
+def test_what_was_to_go_for_good_goes_and_is_not_asked_for_again(cloud, tmp_path):
+    """By a launcher that was interrupted while it deleted the slices of a run that was done."""
+    first = Watched(cloud, tmp_path, ends_well)
+    cloud.ignore("DeleteQueuedResource")
+    while not first.events("lost"):
+        first.watcher._once(None)
+        first.sleep(10)
+    second = Watched(cloud, tmp_path)
+    assert second.over() == "done"
+    assert cloud.count("CreateQueuedResource") == 1
+    assert cloud.names() == []
+
+
+def test_a_launcher_that_was_overtaken_while_it_looked_does_nothing(cloud, tmp_path):
+    """Its network was away, and another has taken over."""
+    first = Watched(cloud, tmp_path)
+    first.watcher.until_over(created=True)
+    first.tpus.delete("run-a1")
+    assert first.tpus.of_launch()
+    second = Watched(cloud, tmp_path)
+    second.watcher.until_over(created=True)
+    assert cloud.names() == ["run-a2"]
+    with pytest.raises(UserError, match="run-a2 was asked for by another launcher, so this one"):
+        first.watcher.until_over()
+    late = Held(1)
+    before = first.watcher.run
+    first.watcher.run = lifecycle.Run("waiting", 2, since=0.0)
+    first.watcher._once(late)
+    assert cloud.names() == ["run-a2"]
+    assert before.phase != "over"
+
+
+def test_nothing_is_asked_for_before_it_is_known_whether_to_stop(cloud, tmp_path, monkeypatch):
+    watched = Watched(cloud, tmp_path)
+    (watched.place / "stop").write_text("")
+    exists, away = type(watched.watcher.place).exists, [True] * 5
+
+    def look(path):
+        if path.name == "stop" and away:
+            away.pop()
+            raise OSError("no way there")
+        return exists(path)
+
+    monkeypatch.setattr(type(watched.watcher.place), "exists", look)
+    assert watched.over() == "withdrawn"
+    assert cloud.count("CreateQueuedResource") == 0
+
+
+def test_a_damaged_record_of_an_end_is_an_end(cloud, tmp_path):
+    def each(watched):
+        if active(watched) and watched.watcher.run.attempt == 1:
+            watched.ends(76, 76)
+            (watched.place / "ends/run-a1/0-0.json").write_text("")
+        else:
+            ends_well(watched)
+
+    watched = Watched(cloud, tmp_path, each)
+    assert watched.over() == "done"
+    assert watched.events("lost")[0]["why"] == "host 0-0 failed (code 1), as did 1 more"
+
+
+def test_create_is_not_over_before_the_api_knows(cloud, tmp_path):
+    cloud.fail("CreateQueuedResource", Code.UNAVAILABLE, "away", times=10_000)
+    watched = Watched(cloud, tmp_path, restarts=0, whole=0.1)
+    assert watched.watcher.until_over(created=True).phase == "over"
+
+
 def test_names_whose_hosts_have_left_records_are_not_used_again(cloud, tmp_path):
     """Also where the record of events is lost: those of an older host would end the new run."""
     (tmp_path / "run/launch/logs/run-a7").mkdir(parents=True)
@@ -427,9 +504,9 @@ def test_a_record_that_can_not_be_written_ends_nothing(cloud, tmp_path):
         len([line for line in watched.said if "the record of the run is out of reach" in line]) == 1
     )
     kinds = [json.loads(line)["event"] for line in record.read_text().splitlines()]
-    assert kinds[:3] == ["request", "active", "lost"]
-    assert set(kinds[3:-3]) == {"request"}  # tried until it could be written
-    assert kinds[-3:] == ["active", "lost", "over"]
+    assert kinds[:4] == ["request", "asked", "active", "lost"]
+    assert set(kinds[4:-4]) == {"request"}  # tried until it could be written
+    assert kinds[-4:] == ["asked", "active", "lost", "over"]
     assert cloud.names() == []
 
 

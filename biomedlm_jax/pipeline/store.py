@@ -17,7 +17,6 @@ any token costs the index and one piece of the table.
 import functools
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,6 @@ from jaxtyping import Int
 
 from biomedlm_jax.entry import UserError, in_cloud
 from biomedlm_jax.pipeline.vocabulary import file_in
-
-os.environ.setdefault("EPATH_USE_TF", "false")  # or the first look at gs:// imports TensorFlow
-# Nor does gcsfs ask at each look what kind of bucket it is, and say so where it may not know.
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 FORMAT = 3
 COLUMNS = ("first token", "utf-8 bytes", "source", "number", "year")
