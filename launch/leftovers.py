@@ -37,7 +37,7 @@ def delete_command(launch: Launch) -> str:
     )
 
 
-def asked_for(launch: Launch) -> tuple[str, float]:
+def asked_for(launch: Launch, now: float) -> tuple[str, float]:
     """(name, until when it may appear) of a request that was asked for last and that nobody may
     have seen; ("", 0.0) if there is none. Where the record is out of reach, the name says so."""
     try:
@@ -45,13 +45,14 @@ def asked_for(launch: Launch) -> tuple[str, float]:
     except Exception as error:
         if not (isinstance(error, OSError) or saves.unanswered(error)):
             raise
-        return f"one that {EVENTS} could tell of, which can not be read,", time.time() + SETTLED
-    kind = lines[-1]["event"] if lines else ""
+        return f"one that {EVENTS} could tell of, which can not be read,", now + SETTLED
+    kind = lines[-1].get("event") if lines else ""
     if kind not in ("request", "asked", "unanswered", "interrupted"):
         return "", 0.0
     # A launcher that was killed while it asked may have tried for as long as it does.
     tried = TRIED if kind == "request" else 0.0
-    return lines[-1]["name"], lines[-1]["time"] + tried + SETTLED
+    until = lines[-1]["time"] + tried + SETTLED
+    return (lines[-1]["name"], until) if now < until else ("", 0.0)
 
 
 def left(launch: Launch, tpus: Tpus) -> str:
@@ -66,8 +67,8 @@ def left(launch: Launch, tpus: Tpus) -> str:
             f"{', '.join(names)} goes on without this command; {costs(launch)}; the same command "
             "watches it again"
         )
-    name, until = asked_for(launch)
-    if name and time.time() < until:
+    name, _ = asked_for(launch, time.time())
+    if name:
         return f"{name} was asked for, is not there yet, and may come; then {costs(launch)}"
     return "nothing is left running"
 
@@ -115,7 +116,7 @@ def delete_all(
             raise refused
         if first:
             told_all()
-            (late, until), first = asked_for(launch), False
+            (late, until), first = asked_for(launch, clock()), False
         wait = until - clock() if late and late not in gone else 0.0
         if not there and wait <= 0:
             return

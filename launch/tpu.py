@@ -164,7 +164,7 @@ def status(launch: Launch) -> None:
     if (share := watch.goodput_of(launch)) is not None:
         print(f"goodput  {share:.1%} of the time since the run began went into steps that count")
     for line in journal.read(epath.Path(launch.place) / leftovers.EVENTS)[-10:]:
-        moment = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(line.pop("time")))
+        moment = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(line.pop("time", 0)))
         facts = "  ".join(f"{name} {value}" for name, value in line.items() if value is not None)
         print(f"{moment} UTC  {facts}")
 
@@ -207,7 +207,8 @@ def stop(launch: Launch) -> None:
         while True:
             try:
                 with watch.alone(launch) as lock:
-                    if not tpus.of_launch(strict=False) and not leftovers.asked_for(launch)[0]:
+                    late, _ = leftovers.asked_for(launch, time.time())
+                    if not tpus.of_launch(strict=False) and not late:
                         file.unlink()
                         print(f"nothing runs by the name {launch.name}")
                         return
@@ -231,9 +232,8 @@ def delete(launch: Launch) -> None:
     tpus = Tpus(launch)
     there = tpus.of_launch(strict=False) or tpus.of_launch()
     names = [requests.attempt_id(launch, number) for number in there]
-    asked, until = ("", 0.0) if names else leftovers.asked_for(launch)
-    if time.time() < until:
-        names = [asked]
+    late, _ = ("", 0.0) if names else leftovers.asked_for(launch, time.time())
+    names = [late] if late else names
     question = f"Delete {', '.join(names)}? What was not saved is lost; stop saves first."
     if names and not flags.FLAGS.yes and not confirmed(question):
         raise UserError("nothing was deleted, for nobody said yes; --yes says so beforehand")

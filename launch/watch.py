@@ -324,14 +324,14 @@ class Watcher:
         last = {"attempt": 0, "failures": 0, "saved": 0}
         for line in lines:
             last |= {name: line[name] for name in last if name in line}
-        if lines and lines[-1]["event"] == "over":
+        if lines and lines[-1].get("event") == "over":
             last["failures"] = 0  # a person has begun again
         there = self.tpus.of_launch()
         used = [requests.number_of(self.launch, name) or 0 for name in self.logs.attempts()]
         attempt = max([last["attempt"], *used, *there])
         run = Run("waiting", attempt, now, failures=last["failures"], saved=last["saved"])
-        newest, (name, until) = there.get(attempt), asked_for(self.launch)
-        if lines and lines[-1]["event"] == "lost" and lines[-1].get("outcome") and newest:
+        newest, (name, until) = there.get(attempt), asked_for(self.launch, now)
+        if lines and lines[-1].get("event") == "lost" and lines[-1].get("outcome") and newest:
             self.say(f"{newest.name} was to go: {lines[-1]['why']}")
             why, outcome = lines[-1]["why"], lines[-1]["outcome"]
             return dataclasses.replace(run, phase="leaving", since=0.0, why=why, outcome=outcome)
