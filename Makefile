@@ -2,6 +2,7 @@
 #   make demo                     the whole way on the corpus that the repository ships
 #   make small CORPUS=DIR         the same on NCBI's files below DIR, 12M parameters
 #   make test                     the tests;  make test-slow: with those over 20 seconds
+#   make test-jax                 those of what another JAX or Python can break: kernels, step, training
 #   make test-faults              kills, full disks, lost hosts, ...: what can happen to a run
 #   make bench-data CORPUS=DIR    speed beside peers, memory, cost as the corpus grows
 #   make compilers                what compiles for TPUs and GPUs that are not here, 1 GB
@@ -27,7 +28,7 @@ export JAX_PLATFORMS ?= cpu
 # spends a sixth of the processor time of training, and half of that of a restore, on handing it out.
 demo small bench-cpu bench-decode bench-asking bench-saves: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: setup demo small test test-slow test-faults bench-data bench-cpu bench-decode bench-asking bench-saves bench-export compilers bench-kernels lint golden clean clean-runs
+.PHONY: setup demo small test test-slow test-jax test-faults bench-data bench-cpu bench-decode bench-asking bench-saves bench-export compilers bench-kernels lint golden clean clean-runs
 
 setup: $(VENV)/.installed
 
@@ -51,6 +52,12 @@ test: setup
 
 test-slow: setup
 	$(TESTS)
+
+test-jax: setup
+	$(TESTS) -m "not slow" $(patsubst %,tests/test_%.py, attention attention_gpu attention_streaming \
+	  checkpoint compile compilers_counts config cross_entropy dropout keep objective optimizer parse \
+	  plan plan_finetune plan_golden plan_memory plan_sweep products records step structure \
+	  train)
 
 test-faults: setup
 	$(TESTS) --durations=0 --durations-min=20 $(wildcard $(patsubst %,tests/test_%.py, \
