@@ -31,11 +31,12 @@ from biomedlm_jax.arrays import Arrays
 from biomedlm_jax.checksums import checksums
 from biomedlm_jax.claim import Identity, claim, read_claim
 from biomedlm_jax.config import Experiment
-from biomedlm_jax.entry import Unavailable, UserError
+from biomedlm_jax.entry import Unavailable, UserError, passes
 from biomedlm_jax.saves import (
     POSITION,
     REFUSED,
     STATE,
+    STORAGE,
     DamagedError,
     absolute,
     check_room,
@@ -51,7 +52,6 @@ from biomedlm_jax.saves import (
     restored,
     state_handler,
     steps_in,
-    unanswered,
 )
 from biomedlm_jax.step import State, init, state_shardings
 
@@ -256,12 +256,13 @@ class Checkpoints:
             # How tensorstore reports what the storage refused; another ValueError is a bug, or the
             # end of another host.
             refused = isinstance(error, ValueError) and REFUSED.search(str(error))
-            if hosts.lost(error) or not (
-                refused or isinstance(error, OSError) or unanswered(error)
+            ours = isinstance(error, ValueError) and STORAGE.search(str(error))
+            if (hosts.lost(error) and not ours) or not (
+                refused or isinstance(error, OSError) or passes(error)
             ):
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise (Unavailable if unanswered(error) else UserError)(
+            raise (Unavailable if passes(error) else UserError)(
                 f"a checkpoint could not be written to {folder_of(self.workdir)}; those that were "
                 "there are whole. See that --workdir is there and can be written, remove the cause "
                 f"and give the same command again: {reason}"

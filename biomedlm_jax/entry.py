@@ -14,6 +14,9 @@ from pathlib import Path
 from absl import app, flags
 from absl import logging as absl_logging
 
+# How tensorstore says that the storage, or the way to it, is at fault, not what was asked.
+AWAY = "UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED"
+
 
 class UserError(ValueError):
     """A mistake that the user can repair. The message names the setting, what was found,
@@ -91,15 +94,36 @@ def reported() -> Iterator[None]:
         _end(HOST_LOST)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        passes = isinstance(error, (Unavailable, ConnectionError, TimeoutError))
-        _end(UNAVAILABLE if passes else USER_ERROR)
-    except (Exception, KeyboardInterrupt):
+        _end(UNAVAILABLE if passes(error) else USER_ERROR)
+    except (Exception, KeyboardInterrupt) as error:
+        if unanswered(error):
+            print(f"error: gs:// does not answer: {error!r}", file=sys.stderr, flush=True)
+            _end(UNAVAILABLE)
         if leave is None:
             raise
         traceback.print_exc()
         _end(1)
     if leave is not None:
         leave(0)
+
+
+def unanswered(error: BaseException) -> bool:
+    """Whether gs:// has not answered its client, which tries six times within a minute and has
+    classes of its own for that; not all of them are OSError."""
+    if "gcsfs" not in sys.modules:
+        return False
+    from gcsfs.retry import is_retriable  # it takes a second, which runs on a disk do not need
+    from google.auth.exceptions import GoogleAuthError
+
+    return is_retriable(error) or isinstance(error, GoogleAuthError)
+
+
+def passes(error: BaseException) -> bool:
+    """Whether the same may go well later: the storage, or another machine, does not answer now."""
+    if isinstance(error, UserError):
+        return isinstance(error, Unavailable)
+    away = isinstance(error, ValueError) and re.search(AWAY, str(error))
+    return bool(away) or isinstance(error, (ConnectionError, TimeoutError)) or unanswered(error)
 
 
 def _end(code: int) -> None:

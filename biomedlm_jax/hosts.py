@@ -27,7 +27,7 @@ from jax._src import clusters, distributed
 
 from biomedlm_jax import entry, pulses, roll_call
 from biomedlm_jax.config import Experiment
-from biomedlm_jax.entry import HostLost, UserError
+from biomedlm_jax.entry import HostLost, Unavailable, UserError
 from biomedlm_jax.pulses import ADVICE, Group
 from biomedlm_jax.settings import flat
 
@@ -273,7 +273,7 @@ def _cluster(seconds: int) -> tuple[str, int, int, list[int] | None] | None:
     try:
         cluster = next((c for c in kinds if c.is_env_present()), None)
     except OSError as error:
-        raise UserError(
+        raise Unavailable(
             f"the metadata server of this Cloud TPU does not say which other hosts there are "
             f"({error}); set TPU_SKIP_MDS_QUERY=1 where there is none, or give each host "
             "--coordinator=HOST:PORT, --processes and --process_id"

@@ -15,8 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from biomedlm_jax.entry import Unavailable, UserError, in_cloud
-from biomedlm_jax.saves import unanswered
+from biomedlm_jax.entry import Unavailable, UserError, in_cloud, passes
 
 SECONDS = 60  # between two uploads
 
@@ -43,7 +42,8 @@ class Journal:
 
     def __init__(self, file: epath.Path, keep: Callable[[dict], bool] = lambda line: True):
         self.file, self.remote = file, in_cloud(file)
-        kept = [line for line in read(file) if keep(line)]
+        kept: list[dict[str, Any]] = []
+        self._try(lambda: kept.extend(line for line in read(file) if keep(line)))
         # On gs:// all lines, on a disk those that are not written yet.
         self.text = "".join(json.dumps(line) + "\n" for line in kept)
         self.uploads, self.uploaded = ThreadPoolExecutor(1, thread_name_prefix="journal"), 0.0
@@ -70,6 +70,9 @@ class Journal:
         if self.remote:
             self._upload()
             self._uploaded()
+        elif self.text:
+            self._try(lambda: _append(self.file, self.text))
+            self.text = ""
 
     def close(self) -> None:
         self.flush()
@@ -89,9 +92,9 @@ class Journal:
         try:
             action()
         except Exception as error:
-            if not (isinstance(error, OSError) or unanswered(error)):
+            if not (isinstance(error, OSError) or passes(error)):
                 raise
-            raise (Unavailable if unanswered(error) else UserError)(
+            raise (Unavailable if passes(error) else UserError)(
                 f"{self.file.name} can not be written to --workdir={self.file.parent}: "
                 f"{getattr(error, 'strerror', None) or error}; its checkpoints are whole. "
                 "Remove the cause and give the same command again"

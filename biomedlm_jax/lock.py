@@ -23,7 +23,7 @@ from typing import Any, Self
 import tensorstore as ts
 from etils import epath
 
-from biomedlm_jax.entry import Unavailable, UserError, in_cloud
+from biomedlm_jax.entry import Unavailable, UserError, in_cloud, passes
 
 RENEWED, COUNTS = 20.0, 90.0  # seconds
 FILE, LEASE = "lock", "lease.json"
@@ -276,7 +276,7 @@ def _reported(workdir: epath.Path) -> Any:
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        raise (Unavailable if isinstance(error, TimeoutError) else UserError)(
+        raise (Unavailable if passes(error) else UserError)(
             f"--workdir={workdir} can not be written: {_line(error)}; name a folder or an existing "
             "bucket that this process may write to"
         ) from error

@@ -30,9 +30,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from biomedlm_jax import hosts, journal
 from biomedlm_jax.compilers import chips
 from biomedlm_jax.config import Experiment
-from biomedlm_jax.entry import Unavailable, UserError, in_cloud
+from biomedlm_jax.entry import Unavailable, UserError, in_cloud, passes
 from biomedlm_jax.journal import Journal
-from biomedlm_jax.saves import unanswered
 from biomedlm_jax.settings import flat
 
 
@@ -324,9 +323,9 @@ class Board:
         try:
             yield
         except Exception as error:
-            if not (isinstance(error, OSError) or unanswered(error)):
+            if not (isinstance(error, OSError) or passes(error)):
                 raise
-            raise (Unavailable if unanswered(error) else UserError)(
+            raise (Unavailable if passes(error) else UserError)(
                 f"TensorBoard's files can not be written to {self.folder}: "
                 f"{getattr(error, 'strerror', None) or error}; the run's checkpoints are whole. "
                 "Remove the cause and give the same command again"

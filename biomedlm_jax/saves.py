@@ -9,7 +9,6 @@ import contextlib
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,17 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from biomedlm_jax import hosts
-from biomedlm_jax.entry import UserError, in_cloud
+from biomedlm_jax.entry import AWAY, Unavailable, UserError, in_cloud, passes
 
 STATE, POSITION = "state", "position"  # the parts of a save
 # How tensorstore and Google's libraries say that it is not the files that are at fault.
 PASSING = re.compile(
-    "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED"
-    "|CANCELLED|Forbidden|credentials",
+    f"{AWAY}|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|Forbidden|credentials"
 )
 REFUSED = re.compile(f"Error (writing|opening|reading)|NOT_FOUND|DATA_LOSS|{PASSING.pattern}")
+
+# What no other host can have said.
+STORAGE = re.compile(r"Error (writing|opening|reading)|HTTP \d\d\d|retry attempts failed")
 
 
 class DamagedError(Exception):
@@ -37,7 +38,8 @@ class DamagedError(Exception):
 @contextlib.contextmanager
 def damage() -> Iterator[None]:
     """Makes of an error while a save is read the verdict that it is damaged, unless the storage or
-    the machine is at fault: then a UserError, for the save may be whole."""
+    the machine is at fault: then a UserError, for the save may be whole; Unavailable where that
+    may pass."""
     try:
         yield
     except DamagedError:
@@ -48,24 +50,13 @@ def damage() -> Iterator[None]:
             cause = cause.__cause__
         reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
         memory = isinstance(cause, (MemoryError, jax.errors.JaxRuntimeError))
-        passing = isinstance(cause, (PermissionError, ConnectionError, TimeoutError))
-        if memory or passing or unanswered(cause) or PASSING.search(reason):
-            raise UserError(
+        refused = isinstance(cause, PermissionError)
+        if memory or refused or passes(cause) or PASSING.search(reason):
+            raise (Unavailable if passes(cause) else UserError)(
                 "a checkpoint can not be read now, which says nothing about whether it is whole; "
                 f"remove the cause and give the same command again: {reason}"
             ) from error
         raise DamagedError(reason) from error
-
-
-def unanswered(error: BaseException) -> bool:
-    """Whether gs:// has not answered its client, which tries six times within a minute and has
-    classes of its own for that; not all of them are OSError."""
-    if "gcsfs" not in sys.modules:
-        return False
-    from gcsfs.retry import is_retriable  # it takes a second, which runs on a disk do not need
-    from google.auth.exceptions import GoogleAuthError
-
-    return is_retriable(error) or isinstance(error, GoogleAuthError)
 
 
 def read_position(folder: epath.Path, step: int) -> dict[str, Any]:

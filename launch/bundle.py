@@ -14,7 +14,7 @@ from pathlib import Path
 
 from etils import epath
 
-from biomedlm_jax.entry import UserError, in_cloud
+from biomedlm_jax.entry import Unavailable, UserError, in_cloud, passes, unanswered
 from biomedlm_jax.pipeline.lines import appearing
 
 FOLDER = "archives"  # in `Launch.place`
@@ -93,10 +93,12 @@ def upload(bundle: Bundle, place: str) -> str:
             if not file.exists():
                 with appearing(file) as stream:
                     stream.write(content)
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        if not (isinstance(error, (OSError, ValueError)) or unanswered(error)):
+            raise
         where = "an existing bucket" if in_cloud(place) else "a folder"
         reason = " ".join(str(error).split())
-        raise UserError(
+        raise (Unavailable if passes(error) else UserError)(
             f"the repository can not be copied to {archive.parent}: {reason}; name {where} that "
             "you may write to with --workdir"
         ) from error

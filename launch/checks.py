@@ -5,8 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from biomedlm_jax import saves
-from biomedlm_jax.entry import UserError
+from biomedlm_jax.entry import UserError, unanswered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +25,7 @@ def tried(name: str, check: Callable[[], Check]) -> Check:
         return Check(name, "wrong", str(error))
     except Exception as error:
         # How storage refuses: gcsfs has ValueErrors for that besides.
-        if not (isinstance(error, (OSError, ValueError)) or saves.unanswered(error)):
+        if not (isinstance(error, (OSError, ValueError)) or unanswered(error)):
             raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         return Check(name, "wrong", f"{name}: it can not be looked at ({reason}); see that it is "

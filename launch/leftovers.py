@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 
 from etils import epath
 
-from biomedlm_jax import journal, saves
-from biomedlm_jax.entry import UserError
+from biomedlm_jax import journal
+from biomedlm_jax.entry import UserError, unanswered
 from launch import requests
 from launch.lifecycle import AGAIN, SETTLED
 from launch.prices import costs
@@ -43,7 +43,7 @@ def asked_for(launch: Launch, now: float) -> tuple[str, float]:
     try:
         lines = journal.read(epath.Path(launch.place) / EVENTS)
     except Exception as error:
-        if not (isinstance(error, OSError) or saves.unanswered(error)):
+        if not (isinstance(error, OSError) or unanswered(error)):
             raise
         return f"one that {EVENTS} could tell of, which can not be read,", now + SETTLED
     kind = lines[-1].get("event") if lines else ""

@@ -77,8 +77,9 @@ class Run:
     waiting ends. failures: in a row. saved: the newest checkpoint when the attempt was asked for.
     asked: whether the API has taken its request; known: whether that was seen; absent: looks in a
     row that did not find it. ended, ill: when the first host ended, when a node was first ill; 0 is
-    not. heard: as last seen; quiet: when that was new. refused: requests in a row for which there
-    were no chips; seeking: when the first of them was made. why: the phase began.
+    not. heard: as last seen; quiet: when that was new. mistaken: the attempt before ended with an
+    error of the user's. refused: requests in a row for which there were no chips; seeking: when the
+    first of them was made. why: the phase began.
     outcome: how all of it ends, "" while that is open: "done", "stopped" (it has saved),
     "withdrawn" (nothing ran when it was to stop), or the reason why it was given up."""
 
@@ -95,6 +96,7 @@ class Run:
     ill: float = 0.0
     heard: int = 0
     quiet: float = 0.0
+    mistaken: bool = False
     refused: int = 0
     seeking: float = 0.0
     why: str = ""
@@ -141,6 +143,16 @@ def _step(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Action
         return _leaving(run, "the run has come to its end", now, outcome="done"), "delete"
     if whole and seen.stopping and set(seen.ends.values()) <= {0, PREEMPTED}:
         return _leaving(run, "it has saved and ended", now, outcome="stopped"), "delete"
+    if seen.state == "FAILED" and run.phase == "running":
+        why = f"its request failed: {seen.error[1] or 'no reason is given'}"
+        return _failed(policy, run, seen, why, now), "delete"
+    saving = seen.stopping and set(seen.ends.values()) <= {0, PREEMPTED}
+    if seen.state in GOING and run.phase == "running" and saving:
+        run = run if run.ended else dataclasses.replace(run, ended=now)
+        if now - run.ended < GRACE:
+            return run, "wait"
+        if seen.ends:  # a save is of all hosts together
+            return _leaving(run, "it has saved and ended", now, outcome="stopped"), "delete"
     if seen.state in GOING:
         how = "" if run.phase == "running" else " while they were made"
         return _failed(policy, run, seen, f"its slices were taken away{how}", now), "delete"
@@ -162,6 +174,7 @@ def created(run: Run, saved: int, now: float, asked: bool = True) -> Run:
     has not come."""
     return dataclasses.replace(
         Run("requested", run.attempt + 1, now, failures=run.failures, saved=saved, asked=asked),
+        mistaken=run.mistaken,
         refused=run.refused,
         seeking=run.seeking,
     )
@@ -193,7 +206,7 @@ def _running(policy: Policy, run: Run, seen: Seen, now: float) -> tuple[Run, Act
         return _leaving(run, "the run has come to its end", now, outcome="done"), "delete"
     if bad:
         # The settings are those with which it has saved, where it has: then it is tried once more.
-        tried = not seen.saved or (seen.saved <= run.saved and run.failures > 0)
+        tried = not seen.saved or (seen.saved <= run.saved and run.mistaken)
         if USER_ERROR in bad.values() and tried:
             host = next(host for host, code in bad.items() if code == USER_ERROR)
             why = f"host {host} ended with an error that a restart does not repair (code 2)"
@@ -268,7 +281,9 @@ def _failed(policy: Policy, run: Run, seen: Seen, why: str, now: float) -> Run:
             f"it was to save and stop, and did not: {why}; its newest checkpoint is of step "
             f"{seen.saved}"
         )
-    return dataclasses.replace(_leaving(run, why, now, outcome), failures=failures)
+    mistaken = USER_ERROR in seen.ends.values()
+    run = dataclasses.replace(run, failures=failures, mistaken=mistaken)
+    return _leaving(run, why, now, outcome)
 
 
 def _leaving(run: Run, why: str, now: float, outcome: str = "") -> Run:

@@ -27,6 +27,7 @@ from biomedlm_jax.plan import DOES_NOT_FIT
 from launch import buckets, prices, spec
 from launch.bundle import Bundle
 from launch.checks import Check, tried
+from launch.lifecycle import SILENCE
 from launch.spec import Launch
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +122,13 @@ def planned(launch: Launch, changes: Sequence[str], experiment: Experiment) -> C
         answer = json.loads(file.read_text())["answers"][0]
     if not answer["fits"]:
         return Check("plan", "wrong", done.stdout.strip().splitlines()[-1])
+    seconds = answer["predicted"]["seconds"] if answer["predicted"] else 0.0
+    if (line := seconds * experiment.run.log_every) > SILENCE / 2:
+        said = (
+            f"config.run.log_every={experiment.run.log_every} is a line in {line / 60:.0f} minutes, "
+            f"and hosts that are silent for {SILENCE / 60:.0f} are taken for dead; say less"
+        )
+        return Check("plan", "wrong", said)
     return Check("plan", "ok", _predicted(launch, answer, price))
 
 

@@ -11,8 +11,8 @@
 #
 # The job puts itself back into the queue when Slurm wants its nodes (a partition's GraceTime is the
 # time to save) or its hours are over, for the run then saves and ends with 75, and when a host is lost
-# (76) or what it needs does not answer (69). The same job then goes on from its newest save. An error of the user's (2) or of the program
-# (1) ends it. `scancel JOB` ends it at once, at the newest save.
+# (76) or what it needs does not answer (69). The same job then goes on from its newest save. An error
+# of the user's (2) or of the program (1) ends it. `scancel JOB` ends it at once, at the newest save.
 #
 #   bash launch/slurm.sh --dry_run --config=... --workdir=...    prints what every node runs
 #

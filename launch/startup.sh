@@ -29,7 +29,7 @@ else
   exec >>"$LOG" 2>&1
 fi
 
-# --- This host, as the metadata server knows it; every request is tried for some ten seconds -------
+# --- This host, as the metadata server knows it; every request is tried six times -------------------
 curl_() {
   curl --silent --show-error --fail --connect-timeout 10 --max-time 300 --retry 5 --retry-delay 2 \
     --retry-all-errors "$@"
@@ -114,7 +114,7 @@ if [ ! -e "$tree/.whole" ]; then
     exit 2
   fi
   rm -rf "$tree" && mkdir -p "$tree"
-  tar -xzf "$HOME_FOLDER/archive.tar.gz" -C "$tree"
+  tar -xzf "$HOME_FOLDER/archive.tar.gz" -C "$tree" || exit 1 # its 2 is none of the run's
   touch "$tree/.whole"
 fi
 cd "$tree"

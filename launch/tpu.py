@@ -20,7 +20,8 @@ from absl import flags
 from etils import epath
 
 from biomedlm_jax import entry, journal, saves
-from biomedlm_jax.entry import Unavailable, UserError
+from biomedlm_jax.entry import Unavailable, UserError, unanswered
+from biomedlm_jax.journal import Journal
 from launch import (
     buckets,
     bundle,
@@ -75,12 +76,14 @@ def create(launch: Launch, changes: list[str], watching: bool) -> None:
     states = {tpu_api.name_of(one.state.state) for one in tpus.of_launch().values()}
     if not states & {"ACTIVE", *COMING} and not given.yes and not confirmed("Create it?"):
         raise UserError("nothing was created, for nobody said yes; --yes says so beforehand")
-    with watch.alone(launch) as lock:
+    with (
+        watch.alone(launch) as lock,
+        leftovers.named(launch, tpus, delete=given.delete_on_interrupt),
+    ):
         (epath.Path(launch.place) / startup.STOP).unlink(missing_ok=True)
         bundle.upload(packed, launch.place)
-        with leftovers.named(launch, tpus, delete=given.delete_on_interrupt):
-            watcher = Watcher(launch, shipped, tpus)
-            run = watcher.until_over(lock, created=not watching)
+        watcher = Watcher(launch, shipped, tpus)
+        run = watcher.until_over(lock, created=not watching)
     if run.phase == "over":
         report(run)
         return
@@ -209,7 +212,7 @@ def stop(launch: Launch) -> None:
                 with watch.alone(launch) as lock:
                     late, _ = leftovers.asked_for(launch, time.time())
                     if not tpus.of_launch(strict=False) and not late:
-                        file.unlink()
+                        file.unlink(missing_ok=True)
                         print(f"nothing runs by the name {launch.name}")
                         return
                     run = Watcher(launch, Shipped([], "", ""), tpus).until_over(lock)
@@ -237,38 +240,50 @@ def delete(launch: Launch) -> None:
     question = f"Delete {', '.join(names)}? What was not saved is lost; stop saves first."
     if names and not flags.FLAGS.yes and not confirmed(question):
         raise UserError("nothing was deleted, for nobody said yes; --yes says so beforehand")
+    held = list[Journal]()
     with contextlib.ExitStack() as stack, leftovers.named(launch, tpus):
 
         def alone() -> None:
+            place = epath.Path(launch.place)
             try:
-                if epath.Path(launch.place).exists():
-                    stack.enter_context(watch.alone(launch))
-            except Watched as watched:
-                print(f"{watched}. It is told to ask for nothing more", flush=True)
-                (epath.Path(launch.place) / startup.STOP).write_text("by launch.tpu delete\n")
+                if place.exists():
+                    try:
+                        stack.enter_context(watch.alone(launch))
+                        held.append(Journal(place / leftovers.EVENTS))
+                    except Watched as watched:
+                        print(f"{watched}. It is told to ask for nothing more", flush=True)
+                        (place / startup.STOP).write_text("by launch.tpu delete\n")
             except Exception as error:  # nothing of the folder's keeps requests from going
                 print(f"{str(error) or type(error).__name__}; deleting nevertheless", flush=True)
 
         leftovers.delete_all(launch, tpus, told_all=alone)
+        for record in held:  # so that nobody looks for what was asked for before
+            with contextlib.suppress(UserError):
+                record.write({"event": "deleted", "time": round(time.time(), 3)})
+                record.close()
     if not names:
         print(f"no request by the name {launch.name} is in {launch.zone} of {launch.project}")
 
 
 def main(command: str, changes: list[str]) -> None:
     launch = spec.from_flags()
+    try:
+        _obeyed(launch, command, changes)
+    except Exception as error:
+        if not unanswered(error):
+            raise
+        why = str(error) or type(error).__name__
+        raise Unavailable(f"--workdir={launch.workdir} can not be read now: {why}") from error
+
+
+def _obeyed(launch: Launch, command: str, changes: list[str]) -> None:
     if command in ("create", "run"):
         create(launch, changes, watching=command == "run")
         return
     wrong = [said for said in spec.problems(launch) if not said.startswith("--config ")]
     if wrong or (wrong := problems(launch)):
         raise UserError("\n  ".join(wrong))
-    try:
-        {"status": status, "logs": logs, "stop": stop, "delete": delete}[command](launch)
-    except Exception as error:
-        if not saves.unanswered(error):
-            raise
-        why = str(error) or type(error).__name__
-        raise Unavailable(f"--workdir={launch.workdir} can not be read now: {why}") from error
+    {"status": status, "logs": logs, "stop": stop, "delete": delete}[command](launch)
 
 
 def started(arguments: list[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from biomedlm_jax import journal, saves
-from biomedlm_jax.entry import UserError, in_cloud
+from biomedlm_jax.entry import UserError, in_cloud, unanswered
 from biomedlm_jax.journal import Journal
 from biomedlm_jax.lock import COUNTS, Lock, Unrenewed
 from biomedlm_jax.reports import record, times
@@ -26,6 +26,7 @@ from launch.prices import costs
 from launch.spec import Launch
 from launch.tpu_api import StockOut, Tpus, Unanswered, name_of
 
+NEEDED = {"wish to stop", "state"}  # to be read before anything is asked for
 LOST_NODES = ("PREEMPTED", "TERMINATED", "STOPPED", "STOPPING", "UNKNOWN")
 ILL_NODES = ("TIMEOUT", "UNHEALTHY_TENSORFLOW", "UNHEALTHY_MAINTENANCE")
 
@@ -105,7 +106,8 @@ class Watcher:
         self.journal = Journal(self.place / EVENTS)
         self.logs = Logs(launch.place, say)
         self.known: dict[str, Any] = {"saved": 0, "stopping": False}
-        self.looked = False  # whether it is to stop
+        self.looked = set[str]()  # at what of the run's folder
+        self.promised = 0  # the attempt whose request is to be on record next
         self.away: set[str] = set()  # of the run's folder, what is out of reach, which was said
         self.told: dict[str, float] = {}  # when others than the newest request were told to go
         self.run = self._found()
@@ -152,7 +154,7 @@ class Watcher:
         self._tell(before, seen)
         match action:
             case "create":
-                if self.looked:
+                if self.looked >= NEEDED:
                     self._create(seen)
             case "delete":
                 self.tpus.delete(self.identifier)
@@ -182,13 +184,13 @@ class Watcher:
         ends, heard = dict[str, int](), None
         with self._reading("wish to stop"):
             self.known["stopping"] = (self.place / startup.STOP).exists()
-            self.looked = True
         with self._reading("logs"):
             self.logs.show(self.identifier)
             heard = self.logs.heard(self.identifier)
         with self._reading("state"):
-            ends = ended_hosts(self.launch, self.identifier)
-            self.known["saved"] = max(saves.steps_in(epath.Path(self.launch.workdir)), default=0)
+            saved = max(saves.steps_in(epath.Path(self.launch.workdir)), default=0)
+            # Together: what an end means depends on what was saved.
+            ends, self.known["saved"] = ended_hosts(self.launch, self.identifier), saved
         return Seen(state, error, lost, ill, ends, heard, others, **self.known)
 
     def _pause(self) -> float:
@@ -201,7 +203,12 @@ class Watcher:
         number, facts, asked = self.run.attempt + 1, self._facts(seen), True
         # Written first, so that whatever happens now, the name is on record, and never used again:
         # hosts that ended under it have left their records.
-        if not self._event("request", attempt=number, name=identifier, **facts):
+        if self.promised != number:
+            self.promised = number
+            written = self._event("request", attempt=number, name=identifier, **facts)
+        else:
+            written = self._recorded(self.journal.flush)
+        if not written:
             return
         try:
             self.tpus.create(identifier, script)
@@ -217,7 +224,7 @@ class Watcher:
                 self.policy, self.run, seen.saved, str(why), self.clock()
             )
             self._event("lost", attempt=self.run.attempt, why=str(why), **self._facts(seen))
-            self._announce()
+            self._tell(dataclasses.replace(self.run, phase="leaving"), seen)
             return
         except UserError as why:
             self._event("refused", attempt=number, why=str(why), **facts)
@@ -274,13 +281,17 @@ class Watcher:
         goodput = None
         with self._reading("goodput"):
             goodput = goodput_of(self.launch)
-        return {"saved": seen.saved, "failures": self.run.failures, "goodput": goodput}
+        told = {"failures": self.run.failures, "mistaken": self.run.mistaken}
+        return {"saved": seen.saved, "goodput": goodput, **told}
 
     def _event(self, kind: str, **facts: Any) -> bool:
         """Whether it is on record; else it will be with the next."""
+        line = {"event": kind, "time": round(self.clock(), 3), **facts}
+        return self._recorded(lambda: (self.journal.write(line), self.journal.flush()))
+
+    def _recorded(self, write: Callable[[], Any]) -> bool:
         try:
-            self.journal.write({"event": kind, "time": round(self.clock(), 3), **facts})
-            self.journal.flush()
+            write()
         except UserError as error:
             self._out_of_reach("record", error)
             return False
@@ -294,8 +305,9 @@ class Watcher:
         try:
             yield
             self.away.discard(what)
+            self.looked.add(what)
         except Exception as error:
-            if not (isinstance(error, OSError) or saves.unanswered(error)):
+            if not (isinstance(error, OSError) or unanswered(error)):
                 raise
             self._out_of_reach(what, error)
 
@@ -321,19 +333,20 @@ class Watcher:
     def _found(self) -> Run:
         """Where things stand: by what is in the cloud, and by the record of those before."""
         now, lines = self.clock(), journal.read(self.place / EVENTS)
-        last = {"attempt": 0, "failures": 0, "saved": 0}
+        last = {"attempt": 0, "failures": 0, "saved": 0, "mistaken": False}
         for line in lines:
             last |= {name: line[name] for name in last if name in line}
         if lines and lines[-1].get("event") == "over":
-            last["failures"] = 0  # a person has begun again
+            last |= {"failures": 0, "mistaken": False}  # a person has begun again
         there = self.tpus.of_launch()
         used = [requests.number_of(self.launch, name) or 0 for name in self.logs.attempts()]
         attempt = max([last["attempt"], *used, *there])
         run = Run("waiting", attempt, now, failures=last["failures"], saved=last["saved"])
+        run = dataclasses.replace(run, mistaken=bool(last["mistaken"]))
         newest, (name, until) = there.get(attempt), asked_for(self.launch, now)
-        if lines and lines[-1].get("event") == "lost" and lines[-1].get("outcome") and newest:
-            self.say(f"{newest.name} was to go: {lines[-1]['why']}")
-            why, outcome = lines[-1]["why"], lines[-1]["outcome"]
+        if lines and lines[-1].get("event") == "lost" and newest is not None:
+            why, outcome = lines[-1]["why"], lines[-1].get("outcome", "")
+            self.say(f"{newest.name} was to go: {why}")
             return dataclasses.replace(run, phase="leaving", since=0.0, why=why, outcome=outcome)
         if newest is not None and name_of(newest.state.state) != "DELETING":
             self.say(f"{newest.name} is there already")

@@ -93,22 +93,44 @@ def test_one_look_that_finds_nothing_is_not_believed():
 
 
 @pytest.mark.parametrize(
-    ("saved", "before", "failures", "final"),
+    ("saved", "before", "mistaken", "final"),
     [
-        (0, 0, 0, True),  # it never worked with these settings
-        (20, 10, 3, False),  # it worked until now
-        (10, 10, 0, False),  # it has worked with them
-        (10, 10, 1, True),  # twice in a row
+        (0, 0, False, True),  # it never worked with these settings
+        (20, 10, True, False),  # it worked until now
+        (10, 10, False, False),  # it has worked with them
+        (10, 10, True, True),  # twice in a row
     ],
 )
 def test_an_error_of_the_users_is_tried_again_where_the_run_has_worked(
-    saved, before, failures, final
+    saved, before, mistaken, final
 ):
-    run = dataclasses.replace(RUNNING, saved=before, failures=failures)
+    run = dataclasses.replace(RUNNING, saved=before, failures=1, mistaken=mistaken)
     seen = lifecycle.Seen("ACTIVE", ends={"0-0": 2, "0-1": 76}, saved=saved)
     after, action = lifecycle.step(POLICY, run, seen, now=1.0)
     assert action == "delete"
     assert bool(after.outcome) == final
+    assert final or after.mistaken
+    assert lifecycle.created(after, saved, now=2.0).mistaken == after.mistaken
+
+
+def test_chips_that_are_taken_back_are_no_stock_out():
+    """However long the run has had them."""
+    seen = lifecycle.Seen("FAILED", error=(8, FULL), saved=7)
+    after, action = lifecycle.step(POLICY, RUNNING, seen, now=1e6)
+    assert (action, after.outcome, after.refused, after.failures) == ("delete", "", 0, 0)
+
+
+def test_a_run_that_is_to_stop_and_is_taken_away_is_given_time_to_save():
+    run, stop = RUNNING, dict(saved=7, stopping=True)
+    for ends, now, then in [({}, 1.0, "wait"), ({"0-0": 75}, 50.0, "wait"), ({}, 90.0, "delete")]:
+        run, action = lifecycle.step(
+            POLICY, run, lifecycle.Seen("SUSPENDED", ends=ends, **stop), now
+        )
+        assert action == then
+    assert "it was to save and stop, and did not" in run.outcome
+    run = dataclasses.replace(RUNNING, ended=1.0)
+    seen = lifecycle.Seen("SUSPENDED", ends={"0-0": 75}, **stop)
+    assert lifecycle.step(POLICY, run, seen, now=90.0)[0].outcome == "stopped"
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,8 @@ def test_stock_outs_are_waited_for_as_long_as_requests_wait(cloud, tmp_path):
     began = watched.now
     assert watched.over().startswith("no chips came within 10 hours (launch.queue_hours): could")
     assert 10 * 3600 < watched.now - began < 11 * 3600
+    assert watched.events("over")
+    assert "asking again in 0 s" not in watched.said[-1]
     assert cloud.count("CreateQueuedResource") > 20
 
 
@@ -439,6 +441,40 @@ def test_nothing_is_asked_for_before_it_is_known_whether_to_stop(cloud, tmp_path
     assert cloud.count("CreateQueuedResource") == 0
 
 
+def test_one_loss_is_counted_once(cloud, tmp_path):
+    """Also by a launcher that is started again before the slices are gone."""
+    first = Watched(cloud, tmp_path)
+    first.each = lambda w: w.ends(76, 76) if active(w) else None
+    while not first.events("lost"):
+        first.watcher._once(None)
+        first.sleep(10)
+    cloud.only().become("ACTIVE")
+    cloud.only().coming.clear()  # the deletion has come to nothing
+    second = Watched(cloud, tmp_path, ends_well)
+    assert second.over() == "done"
+    assert [x["failures"] for x in second.events("lost")] == [1, 1]
+    assert second.watcher.identifier == "run-a2"
+
+
+def test_what_an_end_means_waits_for_what_was_saved(cloud, tmp_path, monkeypatch):
+    """A launcher that is started again where the run has saved and can not be read at first."""
+    Watched(cloud, tmp_path).watcher.until_over(created=True)
+    watched = Watched(
+        cloud, tmp_path, lambda w: w.ends(2, 76) if not w.events("lost") else ends_well(w)
+    )
+    watched.saves(500)
+    steps_in, away = watch.saves.steps_in, [True] * 9
+
+    def look(workdir):
+        if away:
+            away.pop()
+            raise OSError("no way there")
+        return steps_in(workdir)
+
+    monkeypatch.setattr(watch.saves, "steps_in", look)
+    assert watched.over() == "done"
+
+
 def test_a_damaged_record_of_an_end_is_an_end(cloud, tmp_path):
     def each(watched):
         if active(watched) and watched.watcher.run.attempt == 1:
@@ -504,9 +540,7 @@ def test_a_record_that_can_not_be_written_ends_nothing(cloud, tmp_path):
         len([line for line in watched.said if "the record of the run is out of reach" in line]) == 1
     )
     kinds = [json.loads(line)["event"] for line in record.read_text().splitlines()]
-    assert kinds[:4] == ["request", "asked", "active", "lost"]
-    assert set(kinds[4:-4]) == {"request"}  # tried until it could be written
-    assert kinds[-4:] == ["asked", "active", "lost", "over"]
+    assert kinds == ["request", "asked", "active", "lost"] * 2 + ["over"]
     assert cloud.names() == []
 
 
