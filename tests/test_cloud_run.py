@@ -7,12 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from biomedlm_jax import lock
+from biomedlm_jax import entry, lock
+from biomedlm_jax.checkpoint import Checkpoints
 from biomedlm_jax.entry import UserError
 from tests.bucket import COPY, python, serving
 from tests.conftest import TINY, changed
@@ -299,3 +301,30 @@ def test_a_lease_ends_with_its_process_on_the_same_machine(lease, tmp_path):
     assert refused("elsewhere")
     assert refused("")
     assert not refused(lock._machine())
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (ValueError("UNAVAILABLE: Error reading x"), True),
+        (ValueError("DEADLINE_EXCEEDED: Error writing x"), True),
+        (ValueError("ABORTED: All 32 retry attempts failed: UNAVAILABLE: HTTP 503"), True),
+        (ConnectionResetError("reset by peer"), True),
+        (TimeoutError(), True),
+        (lock.Unrenewed("late"), True),
+        (ValueError("PERMISSION_DENIED: Error writing x: HTTP 403"), False),
+        (OSError(28, "No space left on device"), False),
+        (UserError("no answer: UNAVAILABLE"), False),
+    ],
+)
+def test_what_may_pass_ends_with_a_code_of_its_own(error, passes, tmp_path, capsys):
+    """For launchers, which try it again; whoever of the storage's clients has said it."""
+    assert entry.passes(error) == passes
+    assert not entry.passes(ValueError("a bug"))
+    with pytest.raises(SystemExit) as ended, entry.reported():
+        if isinstance(error, (UserError, OSError)):
+            raise error
+        with Checkpoints._reported(SimpleNamespace(workdir=epath.Path(tmp_path))):
+            raise error
+    assert ended.value.code == (entry.UNAVAILABLE if passes else entry.USER_ERROR)
+    assert capsys.readouterr().err.startswith("error: ")
