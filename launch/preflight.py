@@ -125,8 +125,8 @@ def planned(launch: Launch, changes: Sequence[str], experiment: Experiment) -> C
     seconds = answer["predicted"]["seconds"] if answer["predicted"] else 0.0
     if (line := seconds * experiment.run.log_every) > SILENCE / 2:
         said = (
-            f"config.run.log_every={experiment.run.log_every} is a line in {line / 60:.0f} minutes, "
-            f"and hosts that are silent for {SILENCE / 60:.0f} are taken for dead; say less"
+            f"config.run.log_every={experiment.run.log_every} is a line in {line / 60:.0f} minutes; "
+            f"hosts that are silent for {SILENCE / 60:.0f} are taken for dead; say less"
         )
         return Check("plan", "wrong", said)
     return Check("plan", "ok", _predicted(launch, answer, price))

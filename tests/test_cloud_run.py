@@ -321,10 +321,10 @@ def test_what_may_pass_ends_with_a_code_of_its_own(error, passes, tmp_path, caps
     """For launchers, which try it again; whoever of the storage's clients has said it."""
     assert entry.passes(error) == passes
     assert not entry.passes(ValueError("a bug"))
-    with pytest.raises(SystemExit) as ended, entry.reported():
-        if isinstance(error, (UserError, OSError)):
-            raise error
-        with Checkpoints._reported(SimpleNamespace(workdir=epath.Path(tmp_path))):
-            raise error
+    ours = isinstance(error, (UserError, OSError))
+    holder = SimpleNamespace(workdir=epath.Path(tmp_path))
+    said = contextlib.nullcontext() if ours else Checkpoints._reported(holder)
+    with pytest.raises(SystemExit) as ended, entry.reported(), said:
+        raise error
     assert ended.value.code == (entry.UNAVAILABLE if passes else entry.USER_ERROR)
     assert capsys.readouterr().err.startswith("error: ")
