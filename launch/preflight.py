@@ -123,9 +123,10 @@ def planned(launch: Launch, changes: Sequence[str], experiment: Experiment) -> C
     if not answer["fits"]:
         return Check("plan", "wrong", done.stdout.strip().splitlines()[-1])
     seconds = answer["predicted"]["seconds"] if answer["predicted"] else 0.0
-    if (line := seconds * experiment.run.log_every) > SILENCE / 2:
+    steps = experiment.run.log_every
+    if (line := seconds * steps) > SILENCE / 2:
         said = (
-            f"config.run.log_every={experiment.run.log_every} is a line in {line / 60:.0f} minutes; "
+            f"config.run.log_every={steps} is a line of the log in {line / 60:.0f} minutes; "
             f"hosts that are silent for {SILENCE / 60:.0f} are taken for dead; say less"
         )
         return Check("plan", "wrong", said)

@@ -463,6 +463,10 @@ def test_the_plan_is_asked_for_one_slice(monkeypatch):
     assert check.verdict == "ok"
     assert "fits, 8.5 of 16.9 GB a chip; 0.45 s a step, 36.0 hours, $22,118 at $1.20" in check.said
     assert "list price of" in check.said
+    rare = spec.experiment(two, ["--config.run.log_every=5000"])
+    check = preflight.planned(two, [], rare)
+    assert check.verdict == "wrong"
+    assert "config.run.log_every=5000 is a line of the log in 38 minutes; hosts that" in check.said
 
 
 @pytest.mark.slow
