@@ -1,6 +1,7 @@
 """The commands of launch.tpu as a person gives them, against a local Cloud TPU; and what they would
 send, word for word, in tests/golden."""
 
+import json
 import re
 import shlex
 import signal
@@ -163,7 +164,9 @@ def test_between_two_attempts_as_well(end, cloud, start, store, tmp_path):
     assert cloud.names() == []
 
 
-def test_a_launcher_that_is_interrupted_while_it_asks_says_what_may_come(cloud, start, store):
+def test_a_launcher_that_is_interrupted_while_it_asks_says_what_may_come(
+    cloud, start, store, tmp_path
+):
     going = cloud.hold("CreateQueuedResource")
     run = start("run", *SMALL, f"--config.data.store={store}")
     until(lambda: cloud.count("CreateQueuedResource"))
@@ -177,6 +180,9 @@ def test_a_launcher_that_is_interrupted_while_it_asks_says_what_may_come(cloud, 
     assert ended.wait() == 0, ended.said
     assert ended.said.endswith("run-a1 is deleted\n")
     assert cloud.names() == []
+    events = (tmp_path / "run/launch/events.jsonl").read_text().splitlines()
+    kinds = [json.loads(line)["event"] for line in events]
+    assert kinds == ["request", "interrupted", "deleted"]  # so that nobody looks for it again
 
 
 def test_what_was_deleted_by_a_person_is_not_asked_for_again(cloud, start, store):
