@@ -35,20 +35,17 @@ BYTES_OF_STATE = 12  # a parameter: itself and two moments, float32
 BYTES_OF_TOKEN = 2  # in a store
 
 
-def local(
-    launch: Launch, changes: Sequence[str], bundle: Bundle, zoned: bool = True
-) -> list[Check]:
+def local(launch: Launch, changes: Sequence[str], bundle: Bundle) -> list[Check]:
     """Of names, settings, versions and the tree.
 
-    changes: settings of the run, as `spec.run_settings` gives them. zoned: whether a project and a
-    zone are needed.
+    changes: settings of the run, as `spec.run_settings` gives them.
     """
-    found = [Check("names", "wrong", said) for said in spec.problems(launch, zoned)]
+    found = [Check("names", "wrong", said) for said in spec.problems(launch)]
     if not found:
-        zone = f" in {launch.zone} of {launch.project}" if zoned else ""
+        where = f"in {launch.zone} of {launch.project}"
         hosts = f"{launch.chips} chips on {launch.hosts} hosts"
         slices = f"{launch.slices} x " if launch.slices > 1 else ""
-        said = f"{launch.name}: {slices}{launch.accelerator}{zone}, {hosts}, {launch.capacity}"
+        said = f"{launch.name}: {slices}{launch.accelerator} {where}, {hosts}, {launch.capacity}"
         found.append(Check("names", "ok", said))
         found.append(tried("config", lambda: _config(launch, changes, bundle)))
         with contextlib.suppress(UserError):  # which is said already
